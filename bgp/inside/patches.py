@@ -172,12 +172,12 @@ def end_of_rib_of_this_session(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 def count_prefixes(peer: Any) -> None:
     """Where its configuration has a limit, a session ends when the peer announces more prefixes than that."""
-    from bgp.inside.received import Received
+    from bgp.inside.counted import Counted
 
     limit, connection = asked_of(peer.neighbor["description"]).get(MAX_PREFIXES), peer.proto.connection
     if limit:
-        received, read = Received(limit, peer.proto.negotiated), connection.reader
-        connection.reader = lambda: received.watch(read())
+        counted, read = Counted(limit, peer.proto.negotiated), connection.reader
+        connection.reader = lambda: counted.watch(read())
 
 
 def asked_keepalives(stock: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,91 +1,271 @@
-"""How many prefixes a peer has announced: against what ExaBGP itself reads from UPDATEs."""
+"""What peers announce: which path is the best, what is a loop, and when paths of a session that ended go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from ipaddress import IPv4Address, ip_address, ip_network
-from types import SimpleNamespace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from exabgp.bgp.message import Action, Notify
-from exabgp.bgp.message.direction import Direction
-from exabgp.bgp.message.open.asn import ASN
-from exabgp.bgp.message.update import Update
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bgp import wire
-from bgp.inside import outgoing
-from bgp.inside.received import Received
-from bgp.path import IPNetwork
+from bgp.relay import Received as Kept
+from bgp.rib.received import LONGEST, PATIENCE, Attributes, Inbound, NextHops, Path, Received, Side, best_paths, is_loop
 
-ATTRIBUTES = bytes.fromhex("40010100400200")
-PREFIXES: list[IPNetwork] = [ip_network((int(IPv4Address("192.0.2.0")) + n, 32)) for n in range(6)]
-PREFIXES += [ip_network((int(ip_address("2001:db8::")) + n, 128)) for n in range(6)]
+PREFIX, SIX = ip_network("10.244.2.0/24"), ip_network("fd00:244::/64")
+A, B = "10.0.0.1,10.0.0.11", "10.0.0.2,10.0.0.11"
+SIDE = {"local_as": 64512, "peer_as": 65000, "own_id": "10.0.0.11", "peer_id": "10.0.0.1", "restart": 120}
+HOP, OTHER_HOP = ip_address("10.0.0.1"), ip_address("10.0.0.2")
 
 
-def session(*, path_ids: bool = False) -> Any:
-    addpath = SimpleNamespace(receive=lambda afi, safi: path_ids, send=lambda afi, safi: path_ids)
-    return SimpleNamespace(
-        families=(outgoing.IPV4, outgoing.IPV6), nexthop=(), addpath=addpath, asn4=True, aigp=False, msg_size=4096,
-        local_as=ASN(1), peer_as=ASN(2), cached_attributes=None,
-    )  # fmt: skip
+def inbound(hop: str, side: Side | None = None, **attributes: Any) -> Inbound:
+    by = Side(64512, 65000, "10.0.0.11", hop, 120) if side is None else side
+    return Inbound(by, {PREFIX: Path(ip_address(hop), Attributes(**{"as_path": (65000,), "length": 1, **attributes}))})
 
 
-def body(version: int, prefixes: Iterable[IPNetwork], *, announced: bool, path_ids: bool = False) -> bytes:
-    """Of the UPDATE of our own encoder, without its header."""
-    family, hop = outgoing.FAMILIES[version], bytes([10, 0, 0, 1]) if version == 4 else bytes(15) + b"\x01"
-    way = outgoing.way(family, hop, ATTRIBUTES) if announced else None
-    nlris = [wire.nlri_bytes([prefix]) for prefix in prefixes]
-    (message,) = outgoing.Batch(family, way, nlris).messages(session(path_ids=path_ids))
-    return message[19:]
+def chosen(one: Inbound, other: Inbound) -> list[str]:
+    found = best_paths({A: one, B: other})
+    assert found == best_paths({A: other, B: one}) or set(found[PREFIX]) == {HOP, OTHER_HOP}
+    return [*map(str, found[PREFIX])]
 
 
-steps = st.lists(
-    st.tuples(st.sampled_from([4, 6]), st.sets(st.sampled_from(range(6)), min_size=1), st.booleans()), max_size=8
+IBGP = Side(64512, 64512, "10.0.0.11", "10.0.0.2", 120)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (inbound("10.0.0.1", IBGP, local_pref=200), inbound("10.0.0.2", IBGP)),
+        (inbound("10.0.0.1"), inbound("10.0.0.2", local_pref=900, length=2)),  # of another AS it does not count
+        (inbound("10.0.0.1"), inbound("10.0.0.2", length=2)),
+        (inbound("10.0.0.1", origin=0), inbound("10.0.0.2", origin=1)),
+        (inbound("10.0.0.1", med=5), inbound("10.0.0.2", med=6)),
+        (inbound("10.0.0.1"), inbound("10.0.0.2", IBGP)),  # eBGP before iBGP
+    ],
 )
+def test_the_better_path_wins(better: Inbound, worse: Inbound) -> None:
+    assert chosen(better, worse) == ["10.0.0.1"]
 
 
-@given(steps, st.booleans(), st.integers(0, 7))
-def test_the_count_is_of_what_exabgp_reads(taken: list[tuple[int, set[int], bool]], path_ids: bool, limit: int) -> None:
-    received, there = Received(limit, session(path_ids=path_ids)), dict[int, set[bytes]]({4: set(), 6: set()})
-    for version, numbers, announced in taken:
-        prefixes = [PREFIXES[number + (0 if version == 4 else 6)] for number in sorted(numbers)]
-        update = body(version, prefixes, announced=announced, path_ids=path_ids)
-        for nlri in Update.unpack_message(update, Direction.IN, session(path_ids=path_ids)).nlris:
-            (there[version].add if nlri.action == Action.ANNOUNCE else there[version].discard)(nlri.cidr.pack_nlri())
-        if len(there[version]) > limit:
-            with pytest.raises(Notify) as ended:
-                received.take(update)
-            assert (ended.value.code, ended.value.subcode) == (6, 1)
-            assert ended.value.data == bytes([0, 1 if version == 4 else 2, 1]) + limit.to_bytes(4, "big")
-            return
-        received.take(update)
+def test_paths_that_are_equal_share() -> None:
+    assert chosen(inbound("10.0.0.1"), inbound("10.0.0.2")) == ["10.0.0.1", "10.0.0.2"]
+    of_another_as = inbound("10.0.0.2", as_path=(65001,), med=900)
+    assert set(chosen(inbound("10.0.0.1", med=5), of_another_as)) == {"10.0.0.1", "10.0.0.2"}, "MEDs of one AS alone"
 
 
-@given(st.binary(max_size=60))
-def test_any_bytes_are_counted_or_end_the_session(data: bytes) -> None:
-    received = Received(3, session())
-    try:
-        received.take(data)
-    except Notify as ended:
-        assert (ended.code, ended.subcode) in {(3, 1), (6, 1)}
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        (Attributes(as_path=(65000, 64512)), True),
+        (Attributes(originator="10.0.0.11"), True),
+        (Attributes(clusters=("10.0.0.5", "10.0.0.11")), True),
+        (Attributes(as_path=(65000,), originator="10.0.0.5", clusters=("10.0.0.5",)), False),
+    ],
+)
+def test_what_has_been_here_is_a_loop(attributes: Attributes, told: bool) -> None:
+    side = Side(**SIDE)
+    assert is_loop(attributes, side) is told
+    assert bool(best_paths({A: Inbound(side, {PREFIX: Path(HOP, attributes)})})) is not told
 
 
-@pytest.mark.parametrize("cut", range(1, 20))
-def test_an_update_that_is_cut_ends_the_session(cut: int) -> None:
-    whole = body(6, PREFIXES[6:7], announced=True)
-    with pytest.raises(Notify) as ended:
-        Received(3, session()).take(whole[:-cut])
-    assert (ended.value.code, ended.value.subcode) == (3, 1)
+# --- a session's life, by ExaBGP's own events through the relay's memory
 
 
-def test_only_updates_are_counted() -> None:
-    update = body(4, PREFIXES[:2], announced=True)
-    messages: list[tuple[int, int, bytes, bytes, Any]] = [
-        (0, 0, b"", b"", None), (19, 4, b"", b"", None), (19 + len(update), 2, b"", update, None)
-    ]  # fmt: skip
-    assert list(Received(2, session()).watch(iter(messages))) == messages
-    with pytest.raises(Notify):
-        list(Received(1, session()).watch(iter(messages)))
+def state(session: str, word: str, when: float) -> dict[str, Any]:
+    peer, local = session.split(",")
+    return {"type": "state", "time": when, "neighbor": {"address": {"peer": peer, "local": local}, "state": word}}
+
+
+def of(session: str, kind: str, **content: Any) -> dict[str, Any]:
+    peer, local = session.split(",")
+    neighbor = {"address": {"peer": peer, "local": local}, "asn": {"local": 64512, "peer": 65000}}
+    return {"type": kind, "neighbor": {**neighbor, "router-id": "10.0.0.11", **content}}
+
+
+def opened(session: str, restart: int | None = 120) -> dict[str, Any]:
+    graceful = {"64": {"name": "graceful restart", "time": restart}} if restart is not None else {}
+    capabilities = {"1": ["ipv4/unicast"], **graceful}
+    return of(session, "open", open={"router_id": session.split(",")[0], "capabilities": capabilities})
+
+
+def announced(session: str, *prefixes: str, hop: str = "10.0.0.1", **attributes: Any) -> dict[str, Any]:
+    path = {"0": {"element": "as-sequence", "value": [65000]}}
+    update = {
+        "attribute": {"origin": "igp", "as-path": path, "atomic-aggregate": False, **attributes},
+        "announce": {"ipv4 unicast": {hop: [{"nlri": prefix} for prefix in prefixes]}},
+    }
+    return of(session, "update", message={"update": update})
+
+
+def withdrawn(session: str, *prefixes: str) -> dict[str, Any]:
+    gone = {"ipv4 unicast": [{"nlri": prefix} for prefix in prefixes]}
+    return of(session, "update", message={"update": {"withdraw": gone}})
+
+
+def ended(session: str, family: str = "ipv4") -> dict[str, Any]:
+    return of(session, "update", message={"eor": {"afi": family, "safi": "unicast"}})
+
+
+class World:
+    """A relay that remembers, and an agent that may be started again."""
+
+    def __init__(self) -> None:
+        self.relay = Kept()
+        self.relay.configure('    description "import 10.244.0.0/16,fd00:244::/32 keepalive 3";\n')
+        self.states: dict[str, dict[str, Any]] = {}
+        self.speaker = (7, 1.0)
+        self.agent_starts(1000.0)
+
+    def agent_starts(self, when: float) -> None:
+        self.started, self.agent = when, Received()
+        self.connect()
+
+    def connect(self) -> None:
+        self.agent.restart(self.speaker)
+        for event in self.states.values():
+            self.agent.take_event(event)
+        for update in self.relay.replay():
+            self.agent.take(update)
+
+    def speaker_starts(self, when: float) -> None:
+        networks = self.relay.networks
+        self.relay, self.states, self.speaker = Kept(), {}, (8, when)
+        self.relay.networks = networks
+        self.connect()
+
+    def say(self, *events: dict[str, Any]) -> None:
+        for event in events:
+            if event["type"] == "state":
+                address = event["neighbor"]["address"]
+                name = f"{address['peer']},{address['local']}"
+                self.states[name] = event
+                if event["neighbor"]["state"] == "up":
+                    self.relay.goes_up(name)
+                self.agent.take_event(event)
+            elif (update := self.relay.take(event)) is not None:
+                self.agent.take(update)
+
+    def best(self, now: float, *sessions: str) -> NextHops | None:
+        return self.agent.best(now, self.started, sessions or (A,))
+
+    def begin(self, session: str = A, when: float = 1000.0, restart: int | None = 120) -> None:
+        self.say(opened(session, restart), state(session, "up", when))
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    world.begin()
+    world.say(announced(A, str(PREFIX), "192.0.2.0/24"), ended(A))
+    return world
+
+
+def test_what_lies_in_the_networks_is_taken_and_nothing_else(world: World) -> None:
+    assert world.best(1001) == {PREFIX: (HOP,)}
+    world.say(announced(A, str(PREFIX), hop="10.0.0.9"))
+    assert world.best(1001) == {PREFIX: (ip_address("10.0.0.9"),)}
+    world.say(withdrawn(A, str(PREFIX), "10.244.9.0/24"))
+    assert world.best(1001) == {}
+    both = of(A, "update", message={"update": {"announce": {"ipv6 unicast": {
+        "fe80::1": [{"nlri": str(SIX)}], "fd00::1": [{"nlri": str(SIX)}]}}}})  # fmt: skip
+    world.say(both)
+    assert world.best(1001) == {SIX: (ip_address("fd00::1"),)}, "one next hop of a pair"
+
+
+def test_nothing_is_known_before_each_session_has_told_all_or_the_patience_ends() -> None:
+    world = World()
+    world.begin()
+    world.say(announced(A, str(PREFIX)))
+    assert world.best(1001) is None
+    assert world.best(1000 + PATIENCE) == {PREFIX: (HOP,)}
+    world.say(ended(A))
+    assert world.best(1002) == {PREFIX: (HOP,)}
+    assert world.best(1002, A, B) is None, "B may tell of it, too"
+
+
+def test_a_session_that_ends_leaves_its_paths_for_the_time_that_its_peer_asked_for(world: World) -> None:
+    world.say(state(A, "down", 2000.0))
+    assert world.best(2119) == {PREFIX: (HOP,)}
+    assert world.best(2120) == {}
+    world.begin(when=2130.0, restart=None)
+    world.say(announced(A, str(PREFIX)), ended(A), state(A, "down", 3000.0))
+    assert world.best(3000) == {}, "it offers no graceful restart"
+
+
+def test_what_is_not_told_again_goes_with_the_end_of_rib_and_not_before(world: World) -> None:
+    world.say(announced(A, "10.244.3.0/24"), state(A, "down", 2000.0))
+    world.begin(when=2010.0)
+    world.say(announced(A, str(PREFIX)))
+    both = {PREFIX: (HOP,), ip_network("10.244.3.0/24"): (HOP,)}
+    assert world.best(2200) == both
+    world.say(ended(A, "ipv6"))
+    assert world.best(2200) == both
+    world.say(ended(A))
+    assert world.best(2200) == {PREFIX: (HOP,)}
+
+
+def test_a_peer_that_never_ends_its_rib_is_not_waited_for_without_end(world: World) -> None:
+    world.say(announced(A, "10.244.3.0/24"), state(A, "down", 2000.0))
+    world.begin(when=2010.0)
+    world.say(announced(A, str(PREFIX)))
+    assert len(world.best(2010 + LONGEST - 1) or ()) == 2
+    assert world.best(2010 + LONGEST) == {PREFIX: (HOP,)}
+
+
+def test_an_agent_that_starts_again_is_told_all(world: World) -> None:
+    world.say(announced(A, "10.244.3.0/24", med=7), state(A, "down", 2000.0))
+    world.agent_starts(2001.0)
+    both = {PREFIX: (HOP,), ip_network("10.244.3.0/24"): (HOP,)}
+    assert world.best(2002) == both, "its session is down, and the time of its peer runs"
+    world.begin(when=2010.0)
+    world.say(announced(A, str(PREFIX)))
+    world.agent_starts(2011.0)
+    assert world.best(2012) is None, "the End-of-RIB is to come"
+    assert world.best(2011 + PATIENCE) == both
+    world.say(ended(A))
+    assert world.best(2012) == {PREFIX: (HOP,)}
+    world.say(state(A, "down", 3000.0))
+    world.agent_starts(3130.0)
+    assert world.best(3130) == {}
+
+
+def test_an_agent_that_hears_nothing_of_the_speaker_keeps_paths_for_a_while(world: World) -> None:
+    world.agent.lose(2000.0)
+    assert world.best(2119) == {PREFIX: (HOP,)}
+    world.connect()
+    assert world.best(2500) == {PREFIX: (HOP,)}
+    world.agent.lose(2500.0)
+    assert world.best(2620) == {}
+
+
+def test_another_speaker_leaves_paths_until_its_sessions_have_told_all(world: World) -> None:
+    world.speaker_starts(2000.0)
+    assert world.best(2010) == {PREFIX: (HOP,)}
+    world.begin(when=2015.0)
+    assert world.best(2016) == {PREFIX: (HOP,)}
+    world.say(ended(A))
+    assert world.best(2016) == {}
+
+
+def test_another_speaker_whose_peer_does_not_come_loses_its_paths(world: World) -> None:
+    world.speaker_starts(2000.0)
+    assert world.best(2119) == {PREFIX: (HOP,)}
+    assert world.best(2120) == {}
+
+
+def test_a_session_that_is_no_longer_wanted_is_forgotten(world: World) -> None:
+    world.begin(B)
+    world.say(announced(B, str(PREFIX), hop="10.0.0.2"), ended(B))
+    assert world.best(1001, A, B) == {PREFIX: (HOP, OTHER_HOP)}
+    assert world.best(1001, B) == {PREFIX: (OTHER_HOP,)}
+
+
+def test_the_same_paths_are_the_same_value(world: World) -> None:
+    assert world.best(1001) is world.best(1002)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [{"session": A, "put": {"no": "10.0.0.1"}}, {"session": A, "put": {"10.0.0.0/8": "x"}}, {"session": A, "end": "?"}],
+)
+def test_what_is_no_update_is_refused(update: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Received().take(update)

@@ -18,7 +18,7 @@ _IPV4 = b"\0\x01\x01"  # AFI and SAFI of IPv4 unicast
 _LONGEST = {1: 32, 2: 128}  # bits of an address, by AFI
 
 
-class Received:
+class Counted:
     """`limit`: of each family; the session's end is raised with the prefix after it."""
 
     def __init__(self, limit: int, negotiated: Any) -> None:
