@@ -1,6 +1,6 @@
 """How many prefixes a peer has announced in a session: counted from its UPDATEs as they come. No more is kept of them.
 
-ExaBGP does not even parse them, as nobody asks for what they say; it has no limit of its own.
+ExaBGP parses them only where paths are learnt, and it has no limit of its own.
 """
 
 from __future__ import annotations
