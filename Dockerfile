@@ -35,6 +35,8 @@ COPY ipam ipam
 COPY upstream upstream
 COPY egress egress
 COPY eni eni
+COPY fib fib
+COPY netlink netlink
 COPY bgp bgp
 COPY routerd routerd
 RUN SOURCE_DATE_EPOCH=0 pip wheel --no-deps --no-build-isolation -w /wheels . \

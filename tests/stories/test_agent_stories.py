@@ -111,7 +111,7 @@ def test_a_gateway_of_one_policy_is_told_while_those_of_another_are_heard(world:
     assert group == "group 1 198.51.100.7 EgressPolicy/out via g1"
     assert refusal == (
         "! EgressPolicy/out NoGateway: no node with label routerd.io/egress-gateway has an agent that serves "
-        "(g1: no word of its agent since 1970-01-01T00:16:50Z): start it; until then g1 stays"
+        "(g1: no word of its agent since 1970-01-01T00:16:50Z): until one has, g1 stays"
     )
 
 
@@ -155,9 +155,7 @@ def test_while_nobody_is_heard_nothing_moves(world: World) -> None:
     world.live(3600)
     group, refusal, *nodes = world.decide().splitlines()
     assert (group, len(nodes)) == (G1, 2)
-    assert refusal.startswith("! EgressPolicy/out NoGateway: ") and refusal.endswith(
-        ": start it; until then g1, g2 stay"
-    )
+    assert refusal.startswith("! EgressPolicy/out NoGateway: ") and refusal.endswith(": until one has, g1, g2 stay")
     world.agent("g2")
     world.live(16)
     assert world.decide().splitlines()[0] == G1

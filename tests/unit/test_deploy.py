@@ -203,6 +203,9 @@ def test_bindings_name_roles_and_accounts_that_are_there() -> None:
 Verbs = dict[tuple[str, str], set[str]]
 # Made and kept by routerd itself, or read by name: no rule for a whole kind says so.
 NOT_BY_KIND = {"ConfigMap", "Lease", "Event"}
+BESIDE: dict[Role, Verbs] = {  # a taint and a condition, in objects that are somebody else's
+    "operator": {("", "nodes"): {"get", "patch"}, ("", "nodes/status"): {"patch"}},
+}
 
 
 def needed(role: Role) -> Verbs:
@@ -213,6 +216,8 @@ def needed(role: Role) -> Verbs:
         own = {"list", "watch"} if reads else {"create"} if writes else set()  # what it does not read it makes
         verbs[kind.group, kind.plural] = own | ({"get"} if writes else set())
         verbs[kind.group, f"{kind.plural}/status"] = {"patch"} if writes else set()
+    for key, more in BESIDE.get(role, {}).items():
+        verbs[key] |= more
     return {key: value for key, value in verbs.items() if value}
 
 

@@ -34,6 +34,7 @@ FILLED: Mapping[tuple[str, str], Mapping[str, Any]] = {
         },
         "status": {
             "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
+            "allocatable": {"pods": "110"},
             "conditions": [
                 {"type": "Ready", "status": "False", "message": "node is shutting down"},
                 {"type": "NetworkUnavailable", "status": "True"},

@@ -13,6 +13,7 @@ from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.model import AddressPool, Advertisement, Origin, Peer, Peering, Snapshot
 from routerd.node.announce import announcements
 from routerd.node.checks import Rules
+from routerd.node.sessions import way_to
 from routerd.selectors import LabelSelector
 from routerd.store.merge import merge
 from tests.models import cluster
@@ -119,9 +120,10 @@ def test_what_the_peer_gets(labels: dict[str, str], selector: str, prefixes: set
     view = cluster.snapshot(
         bgp=Peering((peer,)), pools=found.pools, services={"default/web": cluster.service("web", labels=labels)}
     )
-    result = announcements(view, "a", Rules(pod_cidrs=True), {peer.address: ip_address("10.0.0.11")})
+    result = announcements(view, "a", Rules(pod_cidrs=True), {way_to(peer): ip_address("10.0.0.11")})
     assert result is not None
-    assert set(result.desired.ribs[peer.address]) == set(map(ip_network, prefixes))
+    (rib,) = result.desired.ribs.values()
+    assert set(rib) == set(map(ip_network, prefixes))
 
 
 def test_pod_cidrs_go_to_peers_that_ask_for_them() -> None:
