@@ -154,12 +154,12 @@ class Held:
     def __init__(self, request: Callable[..., Any]) -> None:
         self.request, self.waiting, self.failed, self.goes = request, 0, 0, asyncio.Event()
 
-    async def __call__(self, path: str, body: Any) -> Any:
+    async def __call__(self, path: str, body: Any, *more: Any) -> Any:
         if "/services/" in path or "/configmaps/" in path:
             self.waiting += 1
             await self.goes.wait()
         try:
-            return await self.request(path, body)
+            return await self.request(path, body, *more)
         except ApiError:
             self.failed += 1
             raise
