@@ -151,7 +151,7 @@ class Datapath:
         if desired.network_policy == "direct":
             return Surroundings()
         if self._surroundings is None:
-            self._surroundings = survey(TABLE, names, self._cni_config)
+            self._surroundings = survey(names, self._cni_config)
         return self._surroundings
 
     def survey(self) -> bool:
@@ -165,7 +165,7 @@ class Datapath:
             return False
         with NetlinkSocket() as route:
             names = frozenset(link.name for link in devices.read_links(route).values())
-        self._surroundings = survey(TABLE, names, self._cni_config)
+        self._surroundings = survey(names, self._cni_config)
         return self._surroundings != before
 
     def _limits(self) -> Limits:

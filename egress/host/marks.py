@@ -14,6 +14,7 @@ from egress.host.enforcement import MarkUse
 
 ALL = (1 << 32) - 1
 OWN_PROTOCOL = "203"  # of rules and routes of routerd's, whichever room made them
+OWN_TABLE = re.compile(r"routerd(_\w+)?")  # so are these of nft
 _STRING = re.compile(r'"[^"]*"')
 _NFT_SET = re.compile(r"(?<!ct )(?:meta )?(?<![\w-])mark set (.*)")
 _NFT_OWN = re.compile(r"(?:meta )?mark((?: (?:&|and|\||or|\^|xor) 0x[0-9a-f]+)+)")
@@ -23,12 +24,12 @@ _IPTABLES = re.compile(r"--(?:mark|set-xmark) (0x[0-9a-f]+)(?:/(0x[0-9a-f]+))?")
 _CONNECTION = re.compile(r"-m connmark (?:! )?--mark \S+|-j CONNMARK .*")
 
 
-def of_nft(ruleset: str, table: str) -> Iterator[MarkUse]:
-    """Of `nft -n list ruleset`, without the table of that name."""
+def of_nft(ruleset: str) -> Iterator[MarkUse]:
+    """Of `nft -n list ruleset`, of tables that are not ours."""
     inside = False
     for line in ruleset.splitlines():
         if line.startswith("table "):
-            inside = line.split()[2] == table
+            inside = OWN_TABLE.fullmatch(line.split()[2]) is not None
         bits = 0 if inside or "mark" not in line else _nft_bits(_STRING.sub("", line))
         if bits:
             yield MarkUse(bits, " ".join(line.split()))

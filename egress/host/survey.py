@@ -26,19 +26,19 @@ _NFT_NAMES = re.compile(r"^(?:table \w+ (\S+)|\s+chain (\S+)) \{", re.MULTILINE)
 _IPTABLES_NAMES = re.compile(r"^:(\S+)", re.MULTILINE)
 
 
-def survey(table: str, devices: frozenset[str], config: Path = CNI_CONFIG) -> Surroundings:
-    """`table`: our own in nft. `devices`: names of those that are there."""
+def survey(devices: frozenset[str], config: Path = CNI_CONFIG) -> Surroundings:
+    """`devices`: names of those that are there."""
     ruleset = _output("nft", "-s", "-n", "list", "ruleset")
     saved = [_output(program) if _has_tables(path) else "" for path, program in LEGACY]
     legacy = [text for text in saved if text]
     names = {table or chain for table, chain in _NFT_NAMES.findall(ruleset or "")}
     names.update(name for text in legacy for name in _IPTABLES_NAMES.findall(text))
     traces = Traces(devices, frozenset(names), frozenset(plugins(config)), ruleset is not None and None not in saved)
-    return surroundings(traces, _mark_uses(ruleset or "", legacy, table))
+    return surroundings(traces, _mark_uses(ruleset or "", legacy))
 
 
-def _mark_uses(ruleset: str, legacy: list[str], table: str) -> Iterator[MarkUse]:
-    yield from marks.of_nft(ruleset, table)
+def _mark_uses(ruleset: str, legacy: list[str]) -> Iterator[MarkUse]:
+    yield from marks.of_nft(ruleset)
     for text in legacy:
         yield from marks.of_iptables(text)
     for family in ("-4", "-6"):

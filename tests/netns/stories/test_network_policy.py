@@ -117,7 +117,7 @@ def on(makes: Mapping[str, Make]) -> pytest.MarkDecorator:
 @on(MAKES)
 def test_a_cni_is_known_by_its_rules_and_its_bits_are_not_ours(enforced: Enforced, tmp_path: Path) -> None:
     with entered(enforced.worker.name):
-        there = survey("routerd", frozenset({"eth0", "pod-open"}), tmp_path)
+        there = survey(frozenset({"eth0", "pod-open"}), tmp_path)
     assert [each.name for each in there.enforcers] == [enforced.make.name]
     assert not there.is_plain
     assert {use.bits for use in there.marks} >= {0x4000, 0x10000}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv4Network
+
 import pytest
 
 from egress.host.marks import ALL, of_iptables, of_nft, of_rules
+from eni.plan import Desired, Interface, Link, Observed, nft_chains, transaction
 from tests.netns.lab.enforcers import Network, Workload, calico, kube_proxy, kube_router
 
 NETWORK = Network("10.244.0.0/16", [Workload("pod-a", "10.244.3.2", shut=True)])
@@ -33,9 +36,21 @@ NFT = {
 @pytest.mark.parametrize("rule", NFT)
 def test_a_rule_of_nft(rule: str) -> None:
     ruleset = f"table ip a {{\n\tchain b {{\n\t\t{rule}\n\t}}\n}}\n"
-    assert sum(use.bits for use in of_nft(ruleset, "routerd")) == NFT[rule]
-    assert list(of_nft(ruleset.replace(" a ", " routerd "), "routerd")) == []
-    assert all(use.rule == rule for use in of_nft(ruleset, "routerd"))
+    assert sum(use.bits for use in of_nft(ruleset)) == NFT[rule]
+    assert list(of_nft(ruleset.replace(" a ", " routerd "))) == []
+    assert all(use.rule == rule for use in of_nft(ruleset))
+
+
+def test_what_our_rooms_load_is_nobody_elses() -> None:
+    """On an instance of a cloud egress sees the table of its wiring, which leaves out what egress has marked."""
+    mark = 0x1000
+    link, primary = Link(3, "eth1", 1500, up=True), Link(2, "eth0", 1500, up=True)
+    wire = Interface("02:00:00:00:00:01", (IPv4Address("10.9.0.1"),), (IPv4Network("10.9.0.16/28"),))
+    desired = Desired((wire,), primary_mark=mark, untranslated=(IPv4Network("10.9.0.0/16"),))
+    text = transaction(nft_chains(desired, desired.interfaces, Observed({wire.mac: link}, primary)))
+    others = text.replace("table inet routerd_eni", "table inet routerdish")
+    assert any(use.bits & mark for use in of_nft(others))
+    assert list(of_nft(text)) == []
 
 
 IPTABLES = {
