@@ -62,7 +62,9 @@ def read_seat(address: str, instance: str, interface: str, intent: Row, missing:
 
 
 def seen(seats: Seats, inventory: Inventory, wanted: Iterable[Wanted], now: float) -> Seats:
-    """The records after this observation. An address that nobody wants is remembered until it is unassigned."""
+    """The records after this observation. An address that nobody wants is remembered until it is unassigned, and for as
+    long as looks lag: one that is late may show it again, and then it is no pod's.
+    """
     asked = {address for each in wanted for address in each.addresses}
     holders = _holders(inventory)
     found = {}
@@ -71,7 +73,7 @@ def seen(seats: Seats, inventory: Inventory, wanted: Iterable[Wanted], now: floa
         if holder is not None and (_is_pods(holder) or _is_strangers(holder, seats.get(address), inventory)):
             holder = None
         after = _seen(seats.get(address) or _found(address, holder), holder, address in asked, now)
-        if after.instance or after.intent or address in asked:
+        if after.instance or after.intent or after.missing or address in asked:
             found[address] = after
     return found
 
@@ -79,6 +81,18 @@ def seen(seats: Seats, inventory: Inventory, wanted: Iterable[Wanted], now: floa
 def _found(address: IPv4Address, holder: Interface | None) -> Seat:
     """Of an address that is not on record nobody knows better than the look: it stays where it is."""
     return Seat(address, holder.instance, holder.id) if holder else Seat(address)
+
+
+def without(inventory: Inventory, addresses: Collection[IPv4Address]) -> Inventory:
+    """What is left for pods: on a primary interface these addresses are egress's, also while they are taken away."""
+    mine = {IPv4Network(each) for each in addresses}
+    left = {
+        each.id: replace(each, blocks=tuple(block for block in each.blocks if block not in mine),
+                         others=each.others + len(mine.intersection(each.blocks)))
+        for each in inventory.interfaces.values()
+        if not _is_pods(each) and mine.intersection(each.blocks)
+    }  # fmt: skip
+    return replace(inventory, interfaces={**inventory.interfaces, **left}) if left else inventory
 
 
 def _holders(inventory: Inventory) -> dict[IPv4Address, Interface]:
@@ -107,9 +121,11 @@ def _seen(seat: Seat, holder: Interface | None, is_asked: bool, now: float) -> S
     if intent is not None and holder is not None and shown == _target(intent):
         return Seat(seat.address, holder.instance, holder.id)
     if intent is not None and isinstance(intent.call, Unassign) and intent.answered and not shown:
-        return Seat(seat.address, seat.instance if is_asked else "")
+        return Seat(seat.address, seat.instance) if is_asked else Seat(seat.address, missing=now)
     if intent is not None and now - intent.since >= (LAG if intent.answered else SOON):
         intent = None
+    if not shown and not seat.interface and not is_asked:
+        return replace(seat, intent=intent, missing=seat.missing if now - seat.missing < LAG else 0.0)
     if shown == seat.interface and (holder is None or holder.instance == seat.instance):
         return replace(seat, intent=intent, missing=0.0)
     return _elsewhere(seat, holder, intent, now)

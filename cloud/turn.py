@@ -77,14 +77,15 @@ def decide(
     `wanted` are the egress addresses, `seats` what is on record of them; they move before anything else is fetched.
     """
     rests = {key: rest for key, rest in memory.rests.items() if rest.until > now}
-    known, holdings = holdings, confirm(holdings, inventory, demands, rules, now)
+    taken = egress.seen(seats or {}, inventory, wanted, now)
+    of_pods = egress.without(inventory, taken.keys() | (seats or {}).keys())
+    known, holdings = holdings, confirm(holdings, of_pods, demands, rules, now)
     holdings = {
         name: mark(each, demands[name], rules, now) if name in demands and not each.missing else each
         for name, each in holdings.items()
     }
-    planned = plan(holdings, inventory, demands, rules, rests.keys(), now, token)
+    planned = plan(holdings, of_pods, demands, rules, rests.keys(), now, token)
     suspected = suspects(inventory, holdings, demands, rules, memory.suspected, now)
-    taken = egress.seen(seats or {}, inventory, wanted, now)
     refused = {IPv4Address(name): rest for (kind, name), rest in sorted(rests.items()) if kind == "address"}
     moves, unseated = egress.moves(
         taken, inventory, wanted, refused.keys(), releases=rules.releases, reassigns=rules.api.reassigns

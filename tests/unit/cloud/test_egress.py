@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 
 from cloud.egress import Wanted
+from tests.models.cloud.azure.front import AZURE_FRONT
 from tests.models.cloud.core import Fault
+from tests.models.cloud.ec2_front import EC2_FRONT
+from tests.models.cloud.front import Front
 from tests.models.cloud.world import NodeModel, World
 
 EGRESS = IPv4Address("10.0.0.200")
@@ -175,6 +179,26 @@ def test_an_egress_address_is_no_pods() -> None:
     world.run(60)
     blocks = {str(block.network) for _, block in world.holdings["g-1"].blocks()}
     assert blocks and f"{EGRESS}/32" not in blocks
+
+
+@pytest.mark.parametrize("releases", [True, False])
+@pytest.mark.parametrize("front", [EC2_FRONT, AZURE_FRONT])
+def test_an_address_on_record_becomes_no_pods_when_pods_get_the_primary_interface(front: Front, releases: bool) -> None:
+    """Egress has left the cloud, and the address is on the interface until it is taken away."""
+    world = World.of(front=front)
+    world.wanted = (Wanted((EGRESS,), ("i-1",)),)
+    world.run(60)
+    assert truth(world) == ["i-1"]
+    world.wanted = ()
+    world.replaced(first_index=0, releases=releases)
+    lags = itertools.cycle((0.0, 20.0))
+    world.cloud.lag = lambda: next(lags)
+    world.want(100)
+    for _ in range(20):
+        world.run(10)
+        assert EGRESS not in world.nodes["i-1"].addresses()
+    assert 0 in [one.index for one in world.holdings["i-1"].held if one.blocks]
+    assert truth(world) == ([] if releases else ["i-1"])
 
 
 def test_without_a_record_it_stays_where_it_is() -> None:

@@ -172,5 +172,5 @@ def test_late_looks_move_nothing_back() -> None:
 def test_an_address_that_nobody_wants_is_unassigned_and_forgotten() -> None:
     world = gateways()
     world.wanted = ()
-    world.run(30)
+    world.run(90)
     assert (world.seats, truth(world)) == ({}, [])

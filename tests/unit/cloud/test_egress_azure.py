@@ -128,5 +128,5 @@ def test_an_instance_of_a_scale_set_holds_none() -> None:
 def test_an_address_that_nobody_wants_is_given_back_and_forgotten() -> None:
     world = gateways()
     world.wanted = ()
-    world.run(60)
+    world.run(100)
     assert (world.seats, truth(world)) == ({}, [])
