@@ -449,12 +449,20 @@ static __always_inline bool begins_from_outside(const struct packet *packet)
 
 /* --- back to the pod -------------------------------------------------------------------------- */
 
-/* Whether the node is a gateway of the port's group. */
-static __always_inline bool brings_answers(struct reverse_value *port, __u16 node)
+/* A Service's address, which any node may announce. */
+static __always_inline bool is_vip(const struct ip *egress_ip)
+{
+	struct egress_ip_value *address = bpf_map_lookup_elem(&egress_ips, egress_ip);
+
+	return address && address->host_below == VIP_PORTS;
+}
+
+/* Whether the node is a gateway of the port's group, or may be one that announces its VIP. */
+static __always_inline bool brings_answers(struct reverse_value *port, const struct ip *egress_ip, __u16 node)
 {
 	if (port->gateway == node)
 		return true;
-	if (!is_gateway_of(port->group, node))
+	if (!is_gateway_of(port->group, node) && !is_vip(egress_ip))
 		return false;
 	port->gateway = node;
 	return true;
@@ -508,7 +516,7 @@ static __always_inline int return_to_pod(struct __sk_buff *skb, const struct pac
 	}
 	port = bpf_map_lookup_elem(&reverse, &key);
 	if (!port || (owner_state(port->owner) != OWNER_LIVE && owner_state(port->owner) != OWNER_RESTING) ||
-	    !brings_answers(port, node))
+	    !brings_answers(port, &key.egress_ip, node))
 		return drop(skb, UNKNOWN_FLOW);
 	if (packet->ttl <= 1)
 		return tell_remote(skb, packet, config, ERROR_TTL_EXPIRED, 0);

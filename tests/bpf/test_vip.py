@@ -10,14 +10,15 @@ import pytest
 from bpf import layout
 from egress.policy import Served
 from tests.bpf.gateway import Gateway, in_family
-from tests.bpf.packets import build, parse
-from tests.bpf.wishes import OF_VIP, SERVED, VIPS, to_world
-from tests.bpf.world import NUMBERS, REMOTE, STRANGER, VIP, VIP6, WORKER, WORKER2
+from tests.bpf.packets import Shape, build, parse
+from tests.bpf.wishes import OF_VIP, SERVED, THROUGH_WORKERS, VIPS, WORKER_NUMBER, to_world
+from tests.bpf.world import MACS, NODE_MACS, NUMBERS, POD, REMOTE, STRANGER, VIP, VIP6, WORKER, WORKER2
 from tests.models import datapath
-from tests.models.tables import ICMP, TCP, UDP, Packet, State, granules
+from tests.models.tables import ICMP, TCP, UDP, Flow, Packet, Port, PortKey, State, granules
+from tests.waiting import wait
 
 WISH = to_world(OF_VIP)
-THEIRS, NOBODYS = 33000, 60000
+THEIRS, MINE, NOBODYS = 33000, 41000, 60000
 CLIENT = Packet(REMOTE, VIP, TCP, 50000, 443, flags="S", mss=1460)
 OF_SERVICE = Packet(VIP, REMOTE, UDP, 53, 50000)  # what a client's router may quote
 THE_HOSTS = {
@@ -88,6 +89,33 @@ def test_a_node_that_announces_it_and_is_no_gateway_hands_answers_to_one(gateway
     assert gateway.answered() == (WORKER, layout.VNI_BACK, replace(relayed, ttl=relayed.ttl - 1))
     gateway.tunnelled(replace(relayed, destination_port=443), node=STRANGER, vni=vni)
     assert gateway.world.counted()["no_mapping"] == 1, "what is the host's comes from the world alone"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("way", ["uplink", "link", "tunnel"])
+def test_answers_come_by_any_node_that_announces_it(gateway: Gateway, way: str, version: int) -> None:
+    """The pod's own node by the ToR, a gateway on the link, a node that is no gateway: this node is none either."""
+    asked, answer = in_family(Packet(POD, REMOTE, UDP, 40000, 53), version), Packet(REMOTE, VIP, UDP, 53, MINE)
+    answer, key = in_its_family(answer, version), asked.sent_by(gateway.world.ifindex["pod0"])
+    flow = Flow(OF_VIP, 1, 0, answer.destination, MINE, gateway=WORKER_NUMBER, id=5)
+    port = Port(asked.source, key.ifindex, asked.source_port, OF_VIP, 5, gateway=WORKER_NUMBER)
+    state = State({key: flow}, {PortKey(answer.destination, key.remote, MINE, key.remote_port, key.protocol): port})
+    wish = to_world(OF_VIP, transport="direct" if way == "link" else "vxlan")
+    groups = {**wish.groups, OF_VIP: replace(wish.groups[OF_VIP], gateways=THROUGH_WORKERS)}
+    tables = gateway.world.fill(replace(wish, groups=groups, nodes={**NUMBERS, 9: STRANGER}), state)
+    if way == "tunnel":
+        gateway.tunnelled(answer, node=STRANGER, vni=layout.VNI_BACK)
+        expected = datapath.from_tunnel(tables, state, STRANGER, layout.VNI_BACK, answer)
+    elif way == "uplink":
+        gateway.uplink.put(build(answer, Shape(destination_mac=MACS["uplink"])))
+        expected = datapath.from_uplink(tables, state, answer)
+    else:
+        mac = NODE_MACS[WORKER_NUMBER]
+        gateway.underlay.put(MACS["underlay"] + mac + build(answer)[12:])
+        expected = datapath.from_uplink(tables, state, answer, gateway.world.ifindex["underlay"], mac)
+    wait(gateway.world.counted, "the packet is counted", interval=0.001)
+    assert (gateway.world.counted(), expected.reason) == ({"delivered": 1}, "delivered")
+    assert parse(gateway.pod.get()) == replace(answer, destination=asked.source, destination_port=40000, ttl=63)
 
 
 def test_what_leaves_with_it_is_sent_as_with_any(gateway: Gateway) -> None:

@@ -522,13 +522,12 @@ def to_pod(tables: Tables, state: State, device: int, packet: Packet) -> Outcome
 
 
 def _return_to_pod(tables: Tables, state: State, node: int, packet: Packet) -> Outcome:
-    """To an egress IP, brought by the gateway `node`."""
+    """To an egress IP, brought by `node`."""
     key = packet.answers if packet.kind == "flow" else packet.quoted and packet.quoted.bears
     port = state.ports.get(key) if key else None
     if key is None or port is None or key.egress_ip != packet.destination:
         return _drop("unknown_flow")
-    group = tables.groups.get(port.group)
-    known = port.gateway == node or (group is not None and any(hop.node == node for hop in group.gateways))
+    known = port.gateway == node or node in _gateways(tables, port.group) or _is_vip(tables, key.egress_ip)
     if port.state not in ("live", "resting") or not known:
         return _drop("unknown_flow")
     port = replace(port, gateway=node)
@@ -680,6 +679,11 @@ def _take_relayed(tables: Tables, state: State, packet: Packet, sender: int, see
     if address.host_below != layout.VIP_PORTS and sender not in _gateways(tables, address.group):
         return _drop("foreign_relay")
     return _hand_back(tables, state, packet, address, relayed=True, seen=seen)
+
+
+def _is_vip(tables: Tables, address: IPAddress) -> bool:
+    """Any node may announce it."""
+    return address in tables.egress_ips and tables.egress_ips[address].host_below == layout.VIP_PORTS
 
 
 def _gateways(tables: Tables, group: int) -> list[int]:
