@@ -192,6 +192,7 @@ class Service:
     external_ips: tuple[IPAddress, ...] = ()
     requested_ips: tuple[IPAddress, ...] = ()  # spec.loadBalancerIP and the annotations that ask for addresses
     requested_pool: str = ""  # annotation …/address-pool
+    unread_wishes: bool = False  # it asks for addresses by a mistake: it keeps what it has, and gets nothing new
     status_ips: tuple[IPAddress, ...] = ()  # status.loadBalancer.ingress: what was assigned before
     ports: tuple[ServicePort, ...] = ()
     selector: Labels = field(default_factory=dict)

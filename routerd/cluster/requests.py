@@ -42,13 +42,14 @@ def names_namespaces(pool: AddressPool) -> bool:
 
 
 def barred_from(service: Service, pools: Iterable[AddressPool], namespaces: Mapping[str, Namespace]) -> frozenset[str]:
-    """Pools that are for other services."""
+    """Pools that are for other services. All of them while nobody can tell which addresses it asks for."""
     known = namespaces.get(service.namespace)
     labels: Labels = known.labels if known is not None else {NAMESPACE_NAME_LABEL: service.namespace}
     return frozenset(
         pool.name
         for pool in pools
-        if pool.services is not None and not any(each.matches(service, labels) for each in pool.services)
+        if service.unread_wishes
+        or (pool.services is not None and not any(each.matches(service, labels) for each in pool.services))
     )
 
 
@@ -77,8 +78,8 @@ class KeptRequests:
     def __call__(
         self, services: Mapping[str, Service], pools: Iterable[AddressPool], namespaces: Mapping[str, Namespace]
     ) -> Renewed[str, Request]:
-        limited = tuple(pool for pool in pools if pool.services is not None)
-        limits = limited, (namespaces if limited else {})
+        every = tuple(pools)
+        limits = every, (namespaces if any(pool.services is not None for pool in every) else {})
         if limits != self._limits:
             self._limits, self._requests = limits, self._derived(*limits)
         return self._requests(services)

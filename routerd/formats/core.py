@@ -142,7 +142,7 @@ def _pod_addresses(status: Section | None) -> tuple[IPAddress, ...]:
 
 
 def read_service(value: Value) -> tuple[Service, tuple[Refusal, ...]]:
-    """With what of its annotations is not done."""
+    """With what of its annotations is not done, or wrong."""
     meta = read_meta(value)
     section = value.section
     spec = section.section("spec") or Section(value)
@@ -161,6 +161,7 @@ def read_service(value: Value) -> tuple[Service, tuple[Refusal, ...]]:
         external_ips=tuple(item.address() for item in spec.items("externalIPs", MOST_ADDRESSES)),
         requested_ips=wishes.addresses,
         requested_pool=wishes.pool,
+        unread_wishes=wishes.unread,
         status_ips=_status_ips(section.section("status")),
         ports=tuple(_service_port(item) for item in spec.items("ports")),
         selector=spec.texts("selector"),

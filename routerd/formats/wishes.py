@@ -47,7 +47,7 @@ NOT_SUPPORTED = "EgressNotSupported"  # reason of a refusal
 LOWEST = -1_000_000  # priority
 _PORT = re.compile(r"(tcp|udp|sctp):(\d{1,5})", re.IGNORECASE)
 KNOWN = (*READ, EGRESS, KUBE_VIP, PORTS, DENIED)
-CONFLICT, UNREAD = "ConflictingAnnotations", "UnknownAnnotation"  # reasons of refusals
+CONFLICT, UNREAD, INVALID = "ConflictingAnnotations", "UnknownAnnotation", "InvalidObject"  # reasons of refusals
 _LIKENESS = 0.95  # 1 = equal; what MetalLB and kube-vip write beside these is less alike
 
 
@@ -60,27 +60,46 @@ class Wishes:
     sharing_key: str = ""
     sharing_namespaces: frozenset[str] | None = None
     refusals: tuple[Refusal, ...] = ()
+    unread: bool = False  # which addresses, nobody can tell
 
 
 def read_wishes(value: Value, spec: Section, meta: Meta) -> Wishes:
-    """Annotations win over `spec.loadBalancerIP`, which they replaced. Raises InputError."""
+    """Annotations win over `spec.loadBalancerIP`, which they replaced.
+
+    A mistake in addresses is a refusal and costs these alone: an agent that starts must know the rest of a Service, as
+    policies select by it.
+    """
     if not meta.annotations and spec.get("loadBalancerIP") is None:
         return NOTHING
     given = {key: meta.annotations[key].strip() for key in READ if meta.annotations.get(key, "").strip()}
-    asked = {key: _addresses(_place(value, key), text) for key, text in given.items() if key in ADDRESSES}
-    single = spec.get("loadBalancerIP")
-    if single is not None and single.text:
-        asked["spec.loadBalancerIP"] = (single.address(),)
+    asked: dict[str, tuple[IPAddress, ...]] = {}
+    wrong: tuple[Refusal, ...] = ()
+    try:
+        asked = _asked(value, spec, given)
+    except InputError as error:
+        ref = service_ref(f"{meta.namespace_or_default}/{meta.name}")
+        wrong = (Refusal(ref, INVALID, f"{error} (it keeps the addresses that it has, and gets no other)"),)
     key = _first(given, SHARING)
     namespaces = frozenset(each.strip() for each in _first(given, SHARING_NAMESPACES).split(",")) - {""}
     is_everywhere = not key or _first(given, SHARED_EVERYWHERE) == key
-    told = [*_conflicts(value, meta, given, asked), *_unread(value, meta)]
     return Wishes(
-        next(iter(asked.values()), ()), _first(given, POOL), key, None if is_everywhere else namespaces, tuple(told)
+        next(iter(asked.values()), ()),
+        _first(given, POOL),
+        key,
+        None if is_everywhere else namespaces,
+        (*wrong, *_conflicts(value, meta, given, asked), *_unread(value, meta)),
+        unread=bool(wrong),
     )
 
 
 NOTHING = Wishes()
+
+
+def _asked(value: Value, spec: Section, given: Mapping[str, str]) -> dict[str, tuple[IPAddress, ...]]:
+    """The addresses asked for, by what says so, the strongest first. Raises InputError."""
+    asked = {key: _addresses(_place(value, key), text) for key, text in given.items() if key in ADDRESSES}
+    single = spec.get("loadBalancerIP")
+    return {**asked, "spec.loadBalancerIP": (single.address(),)} if single is not None and single.text else asked
 
 
 def _first(given: Mapping[str, str], keys: Iterable[str]) -> str:

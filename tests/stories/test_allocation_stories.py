@@ -595,3 +595,14 @@ def test_a_retired_group_keeps_its_number_for_a_while() -> None:
     assert world.ledger.groups == ()
     world.policies[policy.key] = policy
     assert world.decide() == "group 2 198.51.100.7 EgressPolicy/out via g2"
+
+
+def test_who_asks_for_no_address_by_a_mistake_keeps_what_it_has_and_gets_no_other() -> None:
+    world = World()
+    world.pool("a", "192.0.2.0/28")
+    world.service("web", ips="192.0.2.5")
+    assert world.decide() == "d/web a 192.0.2.5"
+    world.services["d/web"] = replace(world.services["d/web"], requested_ips=(), unread_wishes=True)
+    world.service("new", unread_wishes=True)
+    assert world.decide(10**6).splitlines()[0] == "d/web a 192.0.2.5"
+    assert [each.service for each in world.allocations.services] == ["d/web"]

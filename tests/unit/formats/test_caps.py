@@ -13,7 +13,7 @@ from routerd.formats.closed import bounded
 from routerd.formats.document import MOST, MOST_ADDRESSES, TEXTS_SIZE
 from routerd.formats.kinds import BY_NAME, KINDS
 from routerd.formats.objects import read_file
-from routerd.model import EgressPolicy, PodSelection
+from routerd.model import EgressPolicy, PodSelection, Service
 from routerd.selectors import EVERYTHING
 from routerd.store.kubernetes.objects import Collection, stored_object
 from routerd.store.kubernetes.resources import Resource
@@ -102,10 +102,6 @@ OBJECTS: dict[str, tuple[Json, int, int, str]] = {
     "ingress": (
         {**service(), "status": {"loadBalancer": {"ingress": [{"ip": each} for each in addresses(FEW)]}}},
         FEW, MOST_ADDRESSES, "status.loadBalancer.ingress",
-    ),
-    "annotation": (
-        annotated(**{"metallb.io/loadBalancerIPs": ",".join(addresses(FEW))}),
-        FEW, MOST_ADDRESSES, "loadBalancerIPs",
     ),
     "annotations": (annotated(note="x" * (TEXTS_SIZE + 1 - len("note"))), TEXTS_SIZE + 1, TEXTS_SIZE, "annotations"),
     "labels": ({**service(), "metadata": {"name": "big", "labels": labels(MANY)}}, MANY, MOST, "metadata.labels"),
@@ -224,6 +220,14 @@ def test_an_object_with_too_much_is_refused_by_name(name: str) -> None:
     assert mistake.ref.name == each["metadata"]["name"] and len(loaded.entries) == 2
     for said in (mistake.text, in_store(each)[0]):
         assert key in said and f"found {found} " in said and f"at most {most} are taken" in said
+
+
+def test_a_service_that_asks_for_too_much_gets_no_address_and_stays() -> None:
+    asks = annotated(**{"metallb.io/loadBalancerIPs": ",".join(addresses(FEW))})
+    for loaded in (read_file(json.dumps(asks), "big.yaml"), in_store(asks)[1]):
+        (refusal,), (entry,) = loaded.refusals, loaded.entries
+        assert f"found {FEW} addresses, at most {MOST_ADDRESSES} are taken" in refusal.message
+        assert isinstance(entry.object, Service) and entry.object.unread_wishes
 
 
 @pytest.mark.parametrize("name", POLICIES)

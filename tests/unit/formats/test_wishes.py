@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from routerd.errors import InputError
 from routerd.model import Service
 from tests.models.manifests import read_text
 
@@ -50,10 +50,19 @@ def test_every_make_asks_for_addresses(name: str) -> None:
         ("[" * 9999, "expected a list of IP addresses in JSON"),
     ],
 )
-def test_what_is_no_address_is_refused_at_its_place(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=r"^f\.yaml:5:\d+: metadata\.annotations\.") as caught:
-        read_named("", {"kube-vip.io/loadbalancerIPs": text})
-    assert message in str(caught.value)
+def test_what_is_no_address_is_refused_at_its_place_and_costs_the_address_alone(text: str, message: str) -> None:
+    """Policies select pods by the rest: an agent that starts meanwhile would let them leave with any address."""
+    written = {"kube-vip.io/loadbalancerIPs": text, "metallb.io/allow-shared-ip": "k", "metallb.io/address-pool": "p"}
+    service, (told,) = read_named("selector: {app: web}", written)
+    assert re.match(r"svc/default/web InvalidObject: f\.yaml:5:\d+: metadata\.annotations\.", told)
+    assert message in told and told.endswith(" (it keeps the addresses that it has, and gets no other)")
+    assert (service.selector, service.requested_ips, service.unread_wishes) == ({"app": "web"}, (), True)
+    assert (service.sharing_key, service.requested_pool) == ("k", "p")
+
+
+def test_so_does_a_mistake_in_the_old_field() -> None:
+    service, (told,) = read_named("loadBalancerIP: nope", {})
+    assert "spec.loadBalancerIP" in told and service.unread_wishes
 
 
 def test_old_and_new_names_are_one_key() -> None:
