@@ -83,7 +83,9 @@ def _routes(route: NetlinkSocket, table: int) -> Iterator[Route]:
         except FileNotFoundError:  # a namespace that never had a route has no such table
             continue
         for answer in answers:
-            _, length, _, _, _, protocol, _, kind, _ = ROUTE.unpack_from(answer)
+            answered, length, _, _, _, protocol, _, kind, _ = ROUTE.unpack_from(answer)
+            if answered != family:  # of a family that it does not have, the kernel gives those of all others
+                continue
             values = attributes(answer, ROUTE.size)
             yield Route(_network(version, values.get(RTA_DST), length), protocol, kind, values)
 
@@ -122,7 +124,13 @@ def _link(each: Route) -> int:
 
 def _rules(route: NetlinkSocket) -> Iterator[Rule]:
     for version, family in FAMILIES.items():
-        for answer in route.dump(RTM_GETRULE, RULE.pack(family, *bytes(7), 0)):
+        try:
+            answers = route.dump(RTM_GETRULE, RULE.pack(family, *bytes(7), 0))
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:  # a kernel without IPv6 (ipv6.disable=1)
+                raise
+            continue
+        for answer in answers:
             values = attributes(answer, RULE.size)
             if values.get(FRA_PROTOCOL) == bytes([PROTOCOL]):
                 priority, table = (U32.unpack(values.get(kind, bytes(4)))[0] for kind in (FRA_PRIORITY, FRA_TABLE))

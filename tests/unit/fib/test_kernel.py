@@ -119,6 +119,15 @@ def test_a_namespace_without_a_route_has_an_empty_table() -> None:
         netns.run(["ip", "netns", "del", namespace.name])
 
 
+def test_a_kernel_without_ipv6_has_none_of_it(node: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one with ipv6.disable=1: by a family that no kernel has rules and routes of."""
+    monkeypatch.setitem(kernel.FAMILIES, 6, socket.AF_X25)
+    found = bring(WISH)
+    assert found.routes.keys() == {prefix for prefix in WISH.routes if prefix.version == 4}
+    assert {each.version for each in (*found.rules, *found.main)} == {4}
+    assert plan(WISH, found) == ()
+
+
 def test_many_changes_answer_one_by_one_what_is_refused(node: Namespace) -> None:
     """More than go into one packet, the refused ones among them at its ends."""
     eth0 = socket.if_nametoindex("eth0")
