@@ -67,7 +67,7 @@ def observe(desired: Desired) -> Observed:
         ours = (each for each in _routes(route, TABLE) if each.protocol == PROTOCOL)
         routes = {each.prefix: frozenset(_hops(each.values)) for each in ours}
         rules = frozenset(_rules(route))
-        if not desired.prefixes:
+        if desired == Desired():
             return Observed(routes, rules)
         main: dict[IPNetwork, int] = {}
         for each in _routes(route, TABLE_MAIN):  # of those to one prefix the one that counts comes first

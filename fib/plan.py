@@ -37,15 +37,15 @@ Hops = frozenset[Hop]
 class Desired:
     """Addresses of each prefix's node, the preferred first: one on each device is used, and flows are spread over
     these. `learnt`: next hops of a prefix that others told, for one to whose node no link leads; flows are spread over
-    all of them.
+    all of them. None = what they tell is not known yet: what is in the table stays beside `routes`.
     """
 
     routes: Mapping[IPNetwork, tuple[IPAddress, ...]] = field(default_factory=dict)
-    learnt: Mapping[IPNetwork, tuple[IPAddress, ...]] = field(default_factory=dict)
+    learnt: Mapping[IPNetwork, tuple[IPAddress, ...]] | None = field(default_factory=dict)
 
     @property
     def prefixes(self) -> frozenset[IPNetwork]:
-        return frozenset(self.routes) | frozenset(self.learnt)
+        return frozenset(self.routes) | frozenset(self.learnt or ())
 
 
 class Rule(NamedTuple):
@@ -152,15 +152,17 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
 def wanted(desired: Desired, observed: Observed) -> dict[IPNetwork, Hops]:
     """What can be had of it here."""
     others, links = taken(desired, observed), Links(observed)
-    learnt = {prefix: links.each(addresses) for prefix, addresses in desired.learnt.items() if prefix not in others}
-    direct = {prefix: links.hops(addresses) for prefix, addresses in desired.routes.items() if prefix not in others}
-    return {prefix: found for one in (learnt, direct) for prefix, found in one.items() if found}
+    told = desired.learnt
+    learnt = {p: links.each(addresses) for p, addresses in told.items()} if told is not None else observed.routes
+    direct = {prefix: links.hops(addresses) for prefix, addresses in desired.routes.items()}
+    found = ((prefix, hops) for one in (learnt, direct) for prefix, hops in one.items() if hops)
+    return {prefix: hops for prefix, hops in found if prefix not in others}
 
 
 def taken(desired: Desired, observed: Observed) -> dict[IPNetwork, IPNetwork]:
     """Prefixes to which, or to a part of which, `main` has a route: that one."""
     lengths: dict[int, set[int]] = {4: set(), 6: set()}
-    prefixes = desired.prefixes
+    prefixes = desired.prefixes | (observed.routes.keys() if desired.learnt is None else set())
     for prefix in prefixes:
         lengths[prefix.version].add(prefix.prefixlen)
     found: dict[IPNetwork, IPNetwork] = {}

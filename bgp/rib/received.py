@@ -159,7 +159,8 @@ class Received:
 
     def best(self, now: float, started: float, sessions: Iterable[str]) -> NextHops | None:
         """Next hops by prefix, the same value while nothing changes. `sessions`: that there should be; others are gone.
-        None = not known yet: nobody has told, or a session of a start at `started` still may.
+        None = not known yet: nobody has told, or a session of a start at `started` still may. Without sessions there is
+        nothing to know.
         """
         wanted = frozenset(sessions)
         for name in self._sessions.keys() - wanted:
@@ -169,7 +170,7 @@ class Received:
         if any(expired):
             self._best = None
         self._is_known |= self._is_whole and (now - started >= PATIENCE or all(map(self._has_ended, wanted)))
-        if not self._is_known:
+        if wanted and not self._is_known:
             return None
         if self._best is None:
             self._best = best_paths(self._sessions)

@@ -307,7 +307,7 @@ def _routes(
     if not settings.learn:
         return direct, refused
     if facts.learnt is None:
-        return None, refused
+        return replace(direct, learnt=None), refused
     learnt, more = kept.learnt(learnt_routes, facts.learnt, settings.learn, here, pools)
     return replace(direct, learnt=learnt), (*refused, *more)
 

@@ -331,10 +331,14 @@ def wiring_lines(desired: Wiring) -> list[str]:
 
 
 def route_lines(desired: Routes) -> list[str]:
-    """`route PREFIX via ADDRESSES` and `learnt route PREFIX via ADDRESSES`, IPv4 first."""
+    """`route PREFIX via ADDRESSES` and `learnt route PREFIX via ADDRESSES`, IPv4 first; `learnt routes as they are`
+    while nobody knows what peers announce.
+    """
     direct = [f"route {prefix} via {_joined(desired.routes[prefix])}" for prefix in _by_family(desired.routes)]
-    learnt = (f"learnt route {prefix} via {_joined(desired.learnt[prefix])}" for prefix in _by_family(desired.learnt))
-    return [*direct, *learnt]
+    told = desired.learnt
+    if told is None:
+        return [*direct, "learnt routes as they are"]
+    return [*direct, *(f"learnt route {prefix} via {_joined(told[prefix])}" for prefix in _by_family(told))]
 
 
 # --- all of it

@@ -115,7 +115,7 @@ def _pod_cidrs(view: View) -> list[Row]:
 def _routes(view: View) -> list[Row]:
     """To pods of other nodes: in our table, or why not; without a kernel that was read, what is wanted."""
     desired: Routes = view.state.rooms.get(FIB_ROOM) or Routes()
-    observed = view.routes.observed
+    observed, learnt = view.routes.observed, desired.learnt or {}
     state_of = states(desired, observed) if observed is not None else {}
     there, links = (observed.routes, observed.links) if observed is not None else ({}, {})
     owners = {block: name for name, node in (view.snapshot.nodes or {}).items() for block in node.pod_cidrs}
@@ -123,7 +123,7 @@ def _routes(view: View) -> list[Row]:
         {
             "prefix": str(prefix),
             "node": owners.get(prefix, ""),
-            "by": _joined(word for word, told in (("link", desired.routes), ("bgp", desired.learnt)) if prefix in told),
+            "by": _joined(word for word, told in (("link", desired.routes), ("bgp", learnt)) if prefix in told),
             "next_hops": _joined(hop.address for hop in hops) or _joined(_next_hops(desired, prefix)),
             "devices": _joined(links.get(hop.ifindex, "") for hop in hops),
             "state": state_of.get(prefix, "wanted"),
@@ -134,7 +134,7 @@ def _routes(view: View) -> list[Row]:
 
 
 def _next_hops(desired: Routes, prefix: IPNetwork) -> tuple[IPAddress, ...]:
-    return desired.routes.get(prefix) or desired.learnt.get(prefix, ())
+    return desired.routes.get(prefix) or (desired.learnt or {}).get(prefix, ())
 
 
 def _pod_addresses(view: View) -> list[Row]:

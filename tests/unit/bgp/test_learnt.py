@@ -182,6 +182,12 @@ def test_nothing_is_known_before_each_session_has_told_all_or_the_patience_ends(
         assert world.best(1002 if ends else 1000 + PATIENCE) == {PREFIX: (HOP,)}
 
 
+def test_without_sessions_there_is_nothing_to_wait_for() -> None:
+    """A relay whose configuration names no networks tells nothing."""
+    agent = Received()
+    assert (agent.best(1000, 1000, ()), agent.best(1000, 1000, (A,))) == ({}, None)
+
+
 def test_what_is_known_once_stays_known(world: World) -> None:
     """A session that flaps soon after a start, and a relay that comes anew."""
     assert world.best(1001) == {PREFIX: (HOP,)}

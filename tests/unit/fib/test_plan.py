@@ -35,7 +35,7 @@ HERE = Observed(main=MAIN, links=LINKS)
 
 blocks = st.sampled_from([ip_network(f"10.244.{n}.0/{length}") for n in range(4) for length in (24, 26)] + [BLOCK6])
 addresses = st.sampled_from([(NEAR,), (NEAR, ALSO_NEAR), (FAR,), (ip_address("172.17.0.3"),), (SIX,), ()])
-wishes = st.builds(Desired, st.dictionaries(blocks, addresses), st.dictionaries(blocks, addresses))
+wishes = st.builds(Desired, st.dictionaries(blocks, addresses), st.none() | st.dictionaries(blocks, addresses))
 others = st.dictionaries(st.one_of(blocks, st.just(ip_network("10.244.0.0/16"))), st.sampled_from([0, 2]))
 machines = others.map(lambda found: replace(HERE, main={**MAIN, **found}))
 
@@ -67,7 +67,7 @@ def is_within(other: IPNetwork, prefix: IPNetwork) -> bool:
 def test_any_state_comes_to_the_desired_one_and_stays(before: Desired, desired: Desired, machine: Observed) -> None:
     there = brought(desired, brought(before, machine))
     assert plan(desired, there) == ()
-    assert there.routes == wanted(desired, machine)
+    assert there.routes == wanted(desired, brought(before, machine))
     assert there.rules == {Rule(prefix.version) for prefix in there.routes}
     empty = brought(Desired(), there)
     assert (empty.routes, empty.rules) == ({}, frozenset())
@@ -83,7 +83,7 @@ def test_nothing_of_others_is_shadowed_and_every_next_hop_is_on_a_link(desired: 
 
 @given(wishes, machines)
 def test_a_prefix_that_has_a_way_is_never_left_out(desired: Desired, machine: Observed) -> None:
-    told = [*desired.routes.items(), *desired.learnt.items()]
+    told = [*desired.routes.items(), *(desired.learnt or {}).items()]
     near = {prefix for prefix, found in told if set(found) & {NEAR, SIX}}
     free = {prefix for prefix in near if not any(is_within(other, prefix) for other in machine.main)}
     assert free <= wanted(desired, machine).keys()
@@ -101,6 +101,16 @@ def test_a_learnt_prefix_has_all_its_next_hops_and_gives_way_to_a_link() -> None
     assert wanted(replace(learnt, routes={BLOCK: (ALSO_NEAR,)}), HERE) == {BLOCK: {Hop(ALSO_NEAR, 3)}}
     assert wanted(replace(learnt, routes={BLOCK: (FAR,)}), HERE) == wanted(learnt, HERE), "on no link"
     assert states(learnt, replace(HERE, main={**MAIN, BLOCK: 2})) == {BLOCK: "taken"}
+
+
+def test_before_peers_have_told_what_is_learnt_stays_and_direct_routes_go_on() -> None:
+    """Else a node whose peers tell nothing for long has no way to a node that comes."""
+    far, gone = ip_network("10.250.0.0/16"), ip_network("10.251.0.0/16")
+    there = {far: frozenset({Hop(NEAR, 2)}), gone: frozenset({Hop(NEAR, 2)}), BLOCK: frozenset({Hop(NEAR, 2)})}
+    machine = replace(HERE, main={**MAIN, gone: 0}, routes=there, rules=frozenset({Rule(4)}))
+    desired = Desired({BLOCK: (ALSO_NEAR,), BLOCK6: (SIX,)}, None)
+    direct = {BLOCK: frozenset({Hop(ALSO_NEAR, 3)}), BLOCK6: frozenset({Hop(SIX, 2)})}
+    assert plan(desired, machine) == (Put(direct), AddRule(Rule(6)), Remove((gone,)))
 
 
 def test_a_route_to_the_neighbour_itself_says_where_it_is() -> None:

@@ -113,7 +113,9 @@ def test_our_own_is_never_learnt_and_what_is_a_pools_is_told() -> None:
     ]
 
 
-def test_nothing_is_touched_before_the_peers_have_told() -> None:
-    assert learning(None).rooms[FIB_ROOM] is None
-    assert learning(None, direct_routes=True).rooms[FIB_ROOM] is None
+def test_before_the_peers_have_told_the_room_has_what_is_known() -> None:
+    assert learning(None).rooms[FIB_ROOM] == Desired(learnt=None)
+    direct = learning(None, direct_routes=True)
+    assert direct.rooms[FIB_ROOM] == Desired({ip_network("10.1.12.0/24"): (ip_address("10.0.0.12"),)}, None)
+    assert state_lines(direct).count("learnt routes as they are") == 1
     assert learning({}, direct_routes=True).rooms[FIB_ROOM].routes.keys() == {ip_network("10.1.12.0/24")}
