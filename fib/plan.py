@@ -2,7 +2,8 @@
 
 The table is looked up before `main`, so what stands in it would win. So nothing is put there to which `main` has a
 route of somebody else's: to the prefix itself, or to a part of it. A default route, and one to more than the prefix, is
-what ours are there to be better than.
+what ours are there to be better than. What is only learnt takes nothing out of a link's network, or out of the block of
+a node, either: whoever announces it would get packets to neighbours.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import islice
 from typing import Literal, NamedTuple
+
+from fib.spans import Spans
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -160,9 +163,12 @@ def wanted(desired: Desired, observed: Observed) -> dict[IPNetwork, Hops]:
 
 
 def taken(desired: Desired, observed: Observed) -> dict[IPNetwork, IPNetwork]:
-    """Prefixes to which, or to a part of which, `main` has a route: that one."""
+    """Prefixes to which, or to a part of which, `main` has a route: that one. And what is learnt of a link's network,
+    or of a block in `routes`: that.
+    """
     lengths: dict[int, set[int]] = {4: set(), 6: set()}
-    prefixes = desired.prefixes | (observed.routes.keys() if desired.learnt is None else set())
+    learnt = desired.learnt if desired.learnt is not None else observed.routes
+    prefixes = desired.routes.keys() | learnt.keys()
     for prefix in prefixes:
         lengths[prefix.version].add(prefix.prefixlen)
     found: dict[IPNetwork, IPNetwork] = {}
@@ -170,7 +176,11 @@ def taken(desired: Desired, observed: Observed) -> dict[IPNetwork, IPNetwork]:
         for prefix in _around(other, lengths[other.version]):
             if prefix in prefixes:
                 found.setdefault(prefix, other)
-    return found
+    connected = (network for network, device in observed.main.items() if device and network.prefixlen)
+    held = Spans((*desired.routes, *connected))
+    beside = (prefix for prefix in learnt if prefix not in desired.routes and prefix not in found)
+    holders = ((prefix, held.holding(prefix)) for prefix in beside)
+    return found | {prefix: holder for prefix, holder in holders if holder is not None}
 
 
 def _around(network: IPNetwork, lengths: Iterable[int]) -> Iterator[IPNetwork]:
@@ -224,12 +234,15 @@ def states(desired: Desired, observed: Observed) -> dict[IPNetwork, State]:
 
 def problems(desired: Desired, observed: Observed) -> list[Problem]:
     """A node that is on no link is none: that is what the table is not for."""
-    others = taken(desired, observed)
-    if not others:
-        return []
-    message = (
-        f"the main table has routes of others to {len(others)} of {len(desired.prefixes)} prefixes of pods "
-        f"({_named(others, len(others))}): those stay in force; take them away, or native-routing out of the "
-        "configuration"
+    prefixes = desired.prefixes
+    others = {prefix: other for prefix, other in taken(desired, observed).items() if prefix in prefixes}
+    held = [prefix for prefix, other in others.items() if other.prefixlen < prefix.prefixlen]
+    there = [prefix for prefix, other in others.items() if other.prefixlen >= prefix.prefixlen]
+    told = (
+        f"the main table has routes of others to {len(there)} of {len(prefixes)} prefixes of pods "
+        f"({_named(there, len(there))}): those stay in force; take them away, or native-routing out of the "
+        "configuration",
+        f"BGP peers announce {len(held)} prefixes ({_named(held, len(held))}) of the network of a link, or of the "
+        "block of a node: packets there go as they did; native-routing.learn should name networks of pods alone",
     )
-    return [Problem(ROOM, "RouteTaken", message)]
+    return [Problem(ROOM, "RouteTaken", text) for text, those in zip(told, (there, held), strict=True) if those]

@@ -308,7 +308,8 @@ def _routes(
         return direct, refused
     if facts.learnt is None:
         return replace(direct, learnt=None), refused
-    learnt, more = kept.learnt(learnt_routes, facts.learnt, settings.learn, here, pools)
+    peers = frozenset(way.address for way in facts.sessions)
+    learnt, more = kept.learnt(learnt_routes, facts.learnt, settings.learn, here, nodes, pools, peers)
     return replace(direct, learnt=learnt), (*refused, *more)
 
 

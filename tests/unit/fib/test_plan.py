@@ -35,7 +35,8 @@ HERE = Observed(main=MAIN, links=LINKS)
 
 blocks = st.sampled_from([ip_network(f"10.244.{n}.0/{length}") for n in range(4) for length in (24, 26)] + [BLOCK6])
 addresses = st.sampled_from([(NEAR,), (NEAR, ALSO_NEAR), (FAR,), (ip_address("172.17.0.3"),), (SIX,), ()])
-wishes = st.builds(Desired, st.dictionaries(blocks, addresses), st.none() | st.dictionaries(blocks, addresses))
+announced = blocks | st.sampled_from([*map(ip_network, ("10.0.0.12/32", "10.0.0.128/25", "10.9.0.0/24", "10.0.0.0/8"))])
+wishes = st.builds(Desired, st.dictionaries(blocks, addresses), st.none() | st.dictionaries(announced, addresses))
 others = st.dictionaries(st.one_of(blocks, st.just(ip_network("10.244.0.0/16"))), st.sampled_from([0, 2]))
 machines = others.map(lambda found: replace(HERE, main={**MAIN, **found}))
 
@@ -81,11 +82,24 @@ def test_nothing_of_others_is_shadowed_and_every_next_hop_is_on_a_link(desired: 
     assert set(states(desired, brought(desired, machine)).values()) <= {"installed", "taken", "not-on-link"}
 
 
+@given(wishes, wishes, machines)
+def test_what_is_learnt_takes_nothing_out_of_a_link_or_a_block(
+    before: Desired, desired: Desired, machine: Observed
+) -> None:
+    """Whatever was there before: packets to neighbours are not the announcer's."""
+    there = brought(desired, brought(before, machine))
+    learnt = there.routes.keys() - desired.routes.keys()
+    held = [*desired.routes, *(network for network, device in MAIN.items() if device)]
+    assert not [(prefix, other) for prefix in learnt for other in held if is_within(prefix, other)]
+
+
 @given(wishes, machines)
 def test_a_prefix_that_has_a_way_is_never_left_out(desired: Desired, machine: Observed) -> None:
     told = [*desired.routes.items(), *(desired.learnt or {}).items()]
     near = {prefix for prefix, found in told if set(found) & {NEAR, SIX}}
-    free = {prefix for prefix in near if not any(is_within(other, prefix) for other in machine.main)}
+    held = [*desired.routes, *(other for other, device in machine.main.items() if device)]
+    learnt = {prefix for prefix in near - desired.routes.keys() if any(is_within(prefix, other) for other in held)}
+    free = {prefix for prefix in near if not any(is_within(other, prefix) for other in machine.main)} - learnt
     assert free <= wanted(desired, machine).keys()
 
 
@@ -129,6 +143,12 @@ def test_what_another_has_in_main_is_told_once_and_stays() -> None:
     assert (told.object, told.reason) == ("NativeRouting", "RouteTaken")
     assert "6 of 6 prefixes of pods (10.244.0.0/24, 10.244.1.0/24, 10.244.2.0/24, 3 more)" in told.message
     assert plan(desired, machine) == (Remove((BLOCK,)),)
+
+
+def test_what_is_learnt_of_a_link_is_told_apart() -> None:
+    hosts = {ip_network(f"10.0.0.{n}/32"): (ip_address("10.0.0.1"),) for n in range(4)}
+    (told,) = problems(Desired({BLOCK: (NEAR,)}, hosts), HERE)
+    assert told.message.startswith("BGP peers announce 4 prefixes (10.0.0.0/32, 10.0.0.1/32, 10.0.0.2/32, 1 more)")
 
 
 def test_a_rule_of_an_earlier_kind_gives_way() -> None:

@@ -107,10 +107,34 @@ def test_our_own_is_never_learnt_and_what_is_a_pools_is_told() -> None:
     told = {ip_network("10.1.11.0/24"): (HOP,), ip_network("10.1.11.64/26"): (HOP,), ip_network("192.0.2.0/28"): (HOP,)}
     state = learning(told, learn=(ip_network("0.0.0.0/0"),))
     assert state.rooms[FIB_ROOM].learnt == {}
-    assert sorted(each.message for each in state.refusals if each.reason == "RouteTaken") == [
-        "no route to 10.1.11.64/26, which BGP peers announce: it overlaps with 10.1.11.0/24, this node's own",
-        "no route to 192.0.2.0/28, which BGP peers announce: it overlaps with 192.0.2.0/24, of pool default",
-    ]
+    (line,) = (each.message for each in state.refusals if each.reason == "RouteTaken")
+    assert line == (
+        "no route to 2 prefixes that BGP peers announce: 10.1.11.64/26 overlaps with 10.1.11.0/24, this node's own; "
+        "192.0.2.0/28 overlaps with 192.0.2.0/24, of pool default"
+    )
+
+
+@pytest.mark.parametrize(
+    "prefix", ["10.0.0.12/32", "10.0.0.8/29", "10.0.0.0/24", "10.0.0.0/8", "10.0.0.1/32", "fd00::12/128", "fd00::/16"]
+)
+def test_what_holds_a_node_or_a_peer_is_never_learnt(prefix: str) -> None:
+    """Packets of tunnels, sessions and kubelets would go to whoever announces it."""
+    network = ip_network(prefix)
+    state = learning({network: (ip_address("fd00::99") if network.version == 6 else ip_address("10.0.0.99"),)})
+    assert state.rooms[FIB_ROOM].learnt == {}
+    (line,) = (each.message for each in state.refusals if each.reason == "RouteTaken")
+    assert line.startswith(f"no route to 1 prefixes that BGP peers announce: {prefix} overlaps with ")
+
+
+def test_a_pod_here_is_no_next_hop() -> None:
+    assert learning({FAR: (ip_address("10.1.11.9"), HOP)}).rooms[FIB_ROOM].learnt == {FAR: (HOP,)}
+
+
+def test_much_that_is_left_out_is_one_line_of_few_words() -> None:
+    told = {ip_network(f"192.0.2.{n}/32"): (HOP,) for n in range(256)}
+    state = learning(told, learn=(ip_network("0.0.0.0/0"),))
+    (line,) = (each.message for each in state.refusals if each.reason == "RouteTaken")
+    assert line.startswith("no route to 256 prefixes") and line.endswith("; 253 more")
 
 
 def test_before_the_peers_have_told_the_room_has_what_is_known() -> None:
