@@ -240,6 +240,12 @@ def settled(held: PodAddresses, now: float) -> PodAddresses:
     return replace(held, holds=holds) if holds != held.holds else held
 
 
+def rest_anew(held: PodAddresses, now: float) -> PodAddresses:
+    """What cools down, or is kept, begins to do so: the clock of before was wrong."""
+    began = {each.address: replace(each, since=now) for each in held.holds.values() if each.state != "used"}
+    return replace(held, holds={**held.holds, **began}) if began else held
+
+
 def counts(held: PodAddresses, version: int, taken: Collection[IPAddress]) -> Counts:
     """Of all blocks of a family."""
     blocks = [block for block in held.blocks if block.version == version]

@@ -120,8 +120,11 @@ class Drains:
         if drain is None:
             self._since = None
         elif self._since is None:
+            now = self._clock()
             begun = self._ordered if drain.reason == "Drained" else None
-            self._since = begun if begun is not None else self._clock() if self._has_looked else -math.inf
+            if begun is None or begun > now:  # of the time to come: the clock was set back, or is not right yet
+                begun = now if self._has_looked else -math.inf
+            self._since = begun
         if self.is_leaving != was_leaving:
             self.changed.set()
 

@@ -7,8 +7,8 @@ one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
@@ -24,6 +24,7 @@ from routerd.memo import by_identity, differing
 from routerd.model import IPAddress
 
 R = TypeVar("R")
+IN_USE = frozenset({"used", "active", "granted"})  # states of what waits for nothing
 CELLS: Mapping[type, tuple[type, ...]] = {  # by the kind of their column
     str: (str,),
     int: (int,),
@@ -161,6 +162,22 @@ def difference(before: Ledger, after: Ledger, now: float) -> Changes:
         ]
         audit += (AuditEntry(now, *each) for each in fields if each is not None)
     return Changes(before, after, tables, tuple(audit))
+
+
+def rest_anew(ledger: Ledger, now: float) -> Ledger:
+    """Whatever waits for its time waits for all of it from `now` on: the clock by which it rested was wrong."""
+
+    def anew(records: Iterable[Any]) -> tuple[Any, ...]:
+        return tuple(each if each.state in IN_USE else replace(each, since=now) for each in records)
+
+    return replace(
+        ledger,
+        addresses=anew(ledger.addresses),
+        groups=anew(ledger.groups),
+        node_numbers=anew(ledger.node_numbers),
+        port_tables=tuple(replace(each, sets=anew(each.sets)) for each in ledger.port_tables),
+        pod_cidrs=anew(ledger.pod_cidrs),
+    )
 
 
 # --- the tables

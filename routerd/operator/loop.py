@@ -16,11 +16,11 @@ from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar
 
 from ipam.round import Record
-from routerd.clock import Clock
+from routerd.clock import Clock, jumps
 from routerd.cluster.adopt import is_foreign, may_know_more
 from routerd.cluster.agents import Agents, hear, rfc3339
 from routerd.cluster.assign import AssignSettings, Decision, Kept, assign, release
-from routerd.cluster.ledger import Changes, Ledger, difference
+from routerd.cluster.ledger import Changes, Ledger, difference, rest_anew
 from routerd.cluster.port_sets import Holder, holders
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.log import LEVELS, event
@@ -109,6 +109,7 @@ class Operator:
     _last_write: tuple[Allocations, Allocations | None] | None = field(init=False, default=None)
     _refusals: tuple[Refusal, ...] = field(init=False, default=())
     _kept: Kept | None = field(init=False, default=None)
+    _jumps: int = field(init=False, default=0)  # of the clock, for which what rests has begun anew
     _began: bool = field(init=False, default=False)
     _lasted: float = field(init=False, default=0.0)  # seconds of the last round
     _rests_until: float = field(init=False, default=0.0)  # of `ticks`
@@ -205,12 +206,15 @@ class Operator:
         self._check_read(snapshot, state)
         if self._kept is None or self._kept.service_cidrs != snapshot.service_cidrs:
             self._kept = Kept(snapshot.service_cidrs)
-        decision = assign(snapshot, state, self.store.node_reports(), now, self.settings, self.agents, self._kept)
+        jumped = jumps(self.clock)
+        rested = state if jumped == self._jumps else rest_anew(state, now)
+        decision = assign(snapshot, rested, self.store.node_reports(), now, self.settings, self.agents, self._kept)
         if not decision.synced:
             return LONGEST_WAIT
         self._check_rival(snapshot.allocations, decision, state.generation)
         changes = difference(state, decision.ledger, now)
         self._record(changes)
+        self._jumps = jumped
         self._publish(decision.allocations, snapshot)
         self._log(decision, changes, time.perf_counter() - began)
         self.last = decision

@@ -14,6 +14,7 @@ from tests.models.operator_world import FakeLedger, FakeStore, World, ports_text
 
 STEPS = pytest.mark.parametrize("step", [-300.0, 300.0])
 REST = 600.0  # seconds, of ports
+TIME_WAIT = 240.0  # seconds: the least that they may rest (RFC 9293, section 3.4.2)
 IP = ip_address("198.51.100.7")
 
 
@@ -24,11 +25,16 @@ class Clocked:
     world: World = field(default_factory=World)
     wall: float = 1_800_000_000.0
     ticks: float = 10.0
+    ledger: FakeLedger = field(default_factory=FakeLedger)
     operator: Operator = field(init=False)
 
     def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """The next operator, by the clock as it is now."""
         clock = Clock(lambda: self.wall, lambda: self.ticks)
-        self.operator = Operator(FakeStore(self.world), FakeLedger(), self.world.settings, clock=clock)
+        self.operator = Operator(FakeStore(self.world), self.ledger, self.world.settings, clock=clock)
 
     def after(self, seconds: float, step: float = 0.0) -> World:
         """What is decided `seconds` later, by a clock that is set by `step` at first."""
@@ -100,3 +106,23 @@ def test_what_runs_by_an_egress_ip_that_no_policy_has_any_more_may_go_on_as_long
     deadline = here.world.settings.port_rules.deadline
     assert "~g1" in ports_text(here.after(nearly(deadline), step).allocations)
     assert "g1" not in ports_text(here.after(surely(deadline) - nearly(deadline)).allocations).partition(" told")[0]
+
+
+@pytest.mark.parametrize("behind", [300.0, 3600.0, 8 * 3600.0])
+def test_ports_rest_although_the_operator_began_before_the_clock_was_right(behind: float) -> None:
+    """They were given back by a clock that is behind, and by that of the next operator, which is right, long ago."""
+    here = Clocked()
+    here.wall -= behind
+    here.restart()
+    for name, label in (("g1", ""), ("worker", None)):
+        here.world.node(name, label)
+    here.world.policy("out", str(IP))
+    here.after(0)
+    del here.world.nodes["worker"]
+    here.after(0)
+    (table,) = here.world.allocations.bindings
+    here.world.reports["g1"] = NodeReport("g1", ports=PortReport(applied=(AppliedTable(IP, table.version),)))
+    here.after(1, behind)
+    here.restart()
+    assert "x:2048+1024" in ports_text(here.after(TIME_WAIT).allocations)
+    assert "x:" not in ports_text(here.after(surely(REST)).allocations)

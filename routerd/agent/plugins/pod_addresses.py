@@ -34,7 +34,7 @@ from routerd.agent.plugins.answered import answered
 from routerd.agent.plugins.fixed import Pools, asked_for, asks, closed, wish_of
 from routerd.agent.plugins.pod_memory import parse_pod_addresses, write_pod_addresses
 from routerd.blocking import in_thread
-from routerd.clock import Clock
+from routerd.clock import Clock, jumps
 from routerd.errors import InputError, StoreError
 from routerd.log import event
 from routerd.memo import Derived, Last
@@ -80,6 +80,7 @@ class PodAddressDesk:
     _asked: list[Asked] = field(init=False, default_factory=list)
     _writing: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _news: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _jumps: int = field(init=False, default=0)  # of the clock, for which what rests has begun anew
     _gone: dict[Attachment, float] = field(init=False, default_factory=dict)  # since when, by the loop's clock
     _here: Derived[Pod, str, Pod] = field(init=False)  # pods of this node that have their addresses
     _asking: Derived[Pod, str, Pod] = field(init=False)  # pods that ask for some, wherever they are
@@ -118,6 +119,8 @@ class PodAddressDesk:
 
     async def look(self) -> None:
         """Raises Refused."""
+        if self._anew(self._held) is not self._held:
+            await self._written(lambda held: (held, None))
         gone, left = self._overdue(asyncio.get_running_loop().time()), self._kept_for_nobody()
         if gone or left:
             await self._free(gone)
@@ -347,6 +350,11 @@ class PodAddressDesk:
 
     # --- the disk
 
+    def _anew(self, held: PodAddresses) -> PodAddresses:
+        """What rests begins anew when the clock was found to have been wrong."""
+        now = self.clock()
+        return held if jumps(self.clock) == self._jumps else plan.rest_anew(held, now)
+
     async def _written(self, change: Change) -> Any:
         """What a change comes to, once it is on disk. Raises Refused: it is not, and nothing has changed."""
         mine = Asked(change)
@@ -361,13 +369,14 @@ class PodAddressDesk:
     async def _write(self) -> None:
         """All that was asked for by now, in this order, by one write."""
         asked, self._asked = self._asked, []
-        held = self._held
+        jumped, held = jumps(self.clock), self._anew(self._held)
         for each in asked:
             held, each.outcome = each.change(held)
         try:
             if held is not self._held:
                 await in_thread(write_atomically, self.path, write_pod_addresses(held))
                 self._held, self._is_new = held, False
+            self._jumps = jumped
         except StoreError as error:
             for each in asked:
                 each.fault = error

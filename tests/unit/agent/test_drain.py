@@ -82,12 +82,14 @@ def test_a_wall_clock_that_is_set_leaves_the_notice_as_long_as_it_is(host: Host,
     assert host.look() == "nothing"
 
 
-def test_an_order_of_a_time_to_come_has_one_notice(host: Host) -> None:
-    """The clock was set back while no agent ran."""
+def test_what_was_drained_before_the_clock_is_right_stays_so(host: Host) -> None:
+    """A host that begins hours behind, until it is told the time; or whose clock was set back while no agent ran."""
     host.drains.order()
-    host.time -= 300
+    host.time -= 8 * 3600
     host.start()
-    assert (host.look(), host.drains.left) == ("last resort", 5.0)
+    assert host.look() == "nothing"
+    host.time += 10
+    assert host.look() == "nothing"
 
 
 @pytest.mark.parametrize("text", ["{", "7", '{"since": "x"}', '{"since": 1' + "0" * 400 + "}", "[" * 100_000])

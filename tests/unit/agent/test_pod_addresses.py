@@ -17,6 +17,7 @@ import pytest
 from cni import wire
 from routerd.agent.plugins.pod_addresses import GONE, LOOK, PodAddressDesk
 from routerd.agent.rooms import WithBlocks
+from routerd.clock import Clock
 from routerd.model import Node, NodeBlocks, Pod, Snapshot
 from routerd.node.checks import Rules
 from routerd.node.desired import LocalFacts, Settings, compose
@@ -103,6 +104,20 @@ def test_a_known_sandbox_is_made_anew_before_the_agent_has_read_which_blocks_the
         world.store = replace(world.store, nodes={"a": Node("a")}, allocations=None)
         assert await address(world.desk, "c2", WEB, "u1") == first
         assert "no pod CIDRs" in await address(world.desk, "c3", "default/web-1", "u2")
+
+    story(test, tmp_path)
+
+
+def test_an_address_rests_although_the_agent_began_before_the_clock_was_right(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        wall, hours = [1e9], 8 * 3600.0
+        world.desk.clock = Clock(lambda: wall[0] + now(), now)
+        await address(world.desk, "c1")
+        await ask(world.desk, "DEL", "c1")
+        wall[0] += hours
+        await world.desk.look()
+        (hold,) = world.desk.held.holds.values()
+        assert (hold.state, hold.since) == ("cooling", wall[0] + now())
 
     story(test, tmp_path)
 
