@@ -81,6 +81,10 @@ class Sessions:
             status, state="down", since=when, last_reason=reason, flaps=status.flaps + 1, families=(), hold_time=0
         )
 
+    @property
+    def up(self) -> frozenset[SessionKey]:
+        return frozenset(key for key, status in self._status.items() if status.state == "up")
+
     def forget(self, peers: Iterable[SessionKey]) -> None:
         """Peers that were removed, or added anew."""
         for peer in peers:

@@ -182,7 +182,7 @@ class Speaker:
     @property
     def loaded(self) -> frozenset[SessionKey]:
         """Peers that ExaBGP has, from whomever."""
-        return frozenset(self._digests)
+        return self._sessions.up.union(self._digests)
 
     @property
     def exabgp_version(self) -> str:
@@ -462,7 +462,9 @@ class Speaker:
                 await self._find_bad(link, half)
 
     async def _reload(self, link: Link, action: plan.Reload) -> None:
-        self._sessions.forget(action.added)  # now: their first events may come before the answer is looked at
+        # Now: their first events may come before the answer is looked at. What is up has the name of a release before
+        # in the file, and is the same to ExaBGP: no event comes.
+        self._sessions.forget({*action.added} - self._sessions.up)
         answer = await link.reload(conf.peers_text(action.peers))
         self._held = None  # new sessions start empty, and some of the reset ones
         if answer.ok and answer.peers is not None:

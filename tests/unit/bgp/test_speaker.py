@@ -267,6 +267,22 @@ async def test_end_of_rib_waits_until_the_desired_state_is_complete(socket: Path
 
 
 @story
+async def test_sessions_of_a_configuration_that_names_them_otherwise_are_known_to_be_up(socket: Path) -> None:
+    """A speaker begins with the file of a release before: what is loaded then is the same to ExaBGP, and no session
+    comes up anew.
+    """
+    relay = FakeRelay()
+    relay.events = up(A)
+    relay.tables = {"10.0.0.2,10.0.0.1": {}}
+    async with running(socket, relay) as speaker:
+        assert speaker.loaded == {A.key}
+        speaker.set(desired((A, [path("192.0.2.1/32")])))
+        assert await speaker.settled(5)
+        assert speaker.peers[A.key].state == "up"
+        assert relay.commands[-1] == "neighbor 10.0.0.2 local-ip 10.0.0.1 announce eor ipv4 unicast"
+
+
+@story
 async def test_a_removed_peer_loses_its_paths_first(socket: Path) -> None:
     relay = FakeRelay()
     async with running(socket, relay) as speaker:
