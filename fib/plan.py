@@ -21,7 +21,7 @@ IPNetwork = IPv4Network | IPv6Network
 
 TABLE = 203  # rt_tables of iproute2 names none of this number
 PROTOCOL = 204  # of routes and rules; free in iproute2's rt_protos
-PRIORITY = 32_000  # of the rule: main's is 32766, and who writes a rule without a number has it before ours
+PRIORITY = 32_765  # of the rule: the last before that of main, so that of equal number those of others come first
 AHEAD = 3  # prefixes that a line names
 ROOM = "NativeRouting"  # the object of what is told
 

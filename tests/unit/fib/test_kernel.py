@@ -95,6 +95,18 @@ def test_what_others_have_is_neither_shadowed_nor_touched(node: Namespace) -> No
     assert "10.250.0.0/16" in node.run(["ip", "route", "show", "table", "203"])
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_rules_that_others_write_without_a_number_stay_in_force(node: Namespace, when: str) -> None:
+    """As wg-quick, netplan and ifupdown do: what they lead into a tunnel must not leave in plain."""
+    rule = "rule add to 10.244.2.0/24 table 77"
+    node.ip("route add default via 10.9.0.7 table 77", *([rule] if when == "before" else []))
+    assert BLOCK in bring(WISH).routes
+    node.ip(*([rule] if when == "after" else []))
+    assert "via 10.9.0.7" in node.run(["ip", "route", "get", "10.244.2.9"])
+    assert "table 203" in node.run(["ip", "route", "get", "10.244.3.9"])
+    assert plan(WISH, kernel.observe(WISH)) == ()
+
+
 def test_doing_it_again_does_no_harm_and_a_refusal_names_the_first(node: Namespace) -> None:
     for action in plan(WISH, kernel.observe(WISH)):
         kernel.apply(action)

@@ -156,6 +156,6 @@ def test_a_rule_of_an_earlier_kind_gives_way() -> None:
     machine = replace(HERE, rules=frozenset({old}))
     assert [*map(str, plan(Desired({BLOCK: (NEAR,)}), machine))] == [
         "put routes to 10.244.2.0/24",
-        "add IPv4 rule 32000 to table 203",
-        "delete IPv4 rule 31999 to table 203",
+        "add IPv4 rule 32765 to table 203",
+        "delete IPv4 rule 32764 to table 203",
     ]
