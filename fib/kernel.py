@@ -48,7 +48,7 @@ IFLA_IFNAME = 3
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA, RTA_NH_ID = 1, 4, 5, 9, 15, 18, 30
 FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL = 6, 15, 21
 TABLE_MAIN, RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE, RTN_UNICAST, FR_ACT_TO_TBL = 254, 0, 255, 1, 1
-ARPHRD_ETHER, IFF_UP, IFF_LOOPBACK, IFF_NOARP = 1, 0x1, 0x8, 0x80
+ARPHRD_ETHER, IFF_UP, IFF_LOOPBACK, IFF_NOARP, IFF_LOWER_UP = 1, 0x1, 0x8, 0x80, 0x10000
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 VERSIONS = {family: version for version, family in FAMILIES.items()}
 GONE = (errno.ESRCH, errno.ENOENT)
@@ -72,7 +72,9 @@ def observe(desired: Desired) -> Observed:
         main: dict[IPNetwork, int] = {}
         for each in _routes(route, TABLE_MAIN):  # of those to one prefix the one that counts comes first
             main.setdefault(each.prefix, _link(each))
-        return Observed(routes, rules, main, dict(_links(route)))
+        links = [*_links(route)]
+        dark = frozenset(ifindex for ifindex, _, has_carrier in links if not has_carrier)
+        return Observed(routes, rules, main, {ifindex: name for ifindex, name, _ in links}, dark)
 
 
 def _routes(route: NetlinkSocket, table: int) -> Iterator[Route]:
@@ -137,13 +139,13 @@ def _rules(route: NetlinkSocket) -> Iterator[Rule]:
                 yield Rule(version, priority, table)
 
 
-def _links(route: NetlinkSocket) -> Iterator[tuple[int, str]]:
-    """Of Ethernet, with neighbours that can be asked for."""
+def _links(route: NetlinkSocket) -> Iterator[tuple[int, str, bool]]:
+    """Of Ethernet, with neighbours that can be asked for; whether it has a carrier."""
     for answer in route.dump(RTM_GETLINK, IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
         _, kind, ifindex, flags, _ = IFINFO.unpack_from(answer)
         if kind == ARPHRD_ETHER and flags & (IFF_UP | IFF_LOOPBACK | IFF_NOARP) == IFF_UP:
             name = attributes(answer, IFINFO.size).get(IFLA_IFNAME, b"")
-            yield ifindex, name.rstrip(b"\0").decode(errors="backslashreplace")
+            yield ifindex, name.rstrip(b"\0").decode(errors="backslashreplace"), bool(flags & IFF_LOWER_UP)
 
 
 # --- changes

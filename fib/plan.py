@@ -70,6 +70,7 @@ class Observed:
     rules: frozenset[Rule] = frozenset()  # ours
     main: Mapping[IPNetwork, int] = field(default_factory=dict)
     links: Mapping[int, str] = field(default_factory=dict)  # names of Ethernet devices that are up
+    dark: frozenset[int] = frozenset()  # those of them that have no carrier
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +154,22 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
 
 
 def wanted(desired: Desired, observed: Observed) -> dict[IPNetwork, Hops]:
-    """What can be had of it here."""
+    """What can be had of it here. The kernel sends by a device without a carrier, too: that is used if there is no
+    other, as packets have no better way then, and the route is there when the carrier comes back.
+    """
     others, links = taken(desired, observed), Links(observed)
     told = desired.learnt
     learnt = {p: links.each(addresses) for p, addresses in told.items()} if told is not None else observed.routes
     direct = {prefix: links.hops(addresses) for prefix, addresses in desired.routes.items()}
-    found = ((prefix, hops) for one in (learnt, direct) for prefix, hops in one.items() if hops)
+    ways = [learnt, direct]
+    if observed.dark:
+        ways += [{prefix: _alive(hops, observed.dark) for prefix, hops in one.items()} for one in ways]
+    found = ((prefix, hops) for one in ways for prefix, hops in one.items() if hops)
     return {prefix: hops for prefix, hops in found if prefix not in others}
+
+
+def _alive(hops: Hops, dark: frozenset[int]) -> Hops:
+    return frozenset(hop for hop in hops if hop.ifindex not in dark)
 
 
 def taken(desired: Desired, observed: Observed) -> dict[IPNetwork, IPNetwork]:

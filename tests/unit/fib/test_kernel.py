@@ -107,6 +107,18 @@ def test_rules_that_others_write_without_a_number_stay_in_force(node: Namespace,
     assert plan(WISH, kernel.observe(WISH)) == ()
 
 
+def test_a_link_without_a_carrier_is_left_while_there_is_another(node: Namespace) -> None:
+    eth0, eth1 = map(socket.if_nametoindex, ("eth0", "eth1"))
+    bring(WISH)
+    node.ip("link set far1 down")
+    found = bring(WISH)
+    assert (found.routes[BLOCK], found.dark) == ({Hop(NEAR, eth0)}, {eth1})
+    node.ip("link set far0 down")
+    assert found.routes.keys() == bring(WISH).routes.keys(), "they are there when a carrier comes back"
+    node.ip("link set far1 up")
+    assert bring(WISH).routes[BLOCK] == {Hop(ALSO_NEAR, eth1)}
+
+
 def test_doing_it_again_does_no_harm_and_a_refusal_names_the_first(node: Namespace) -> None:
     for action in plan(WISH, kernel.observe(WISH)):
         kernel.apply(action)

@@ -117,6 +117,14 @@ def test_a_learnt_prefix_has_all_its_next_hops_and_gives_way_to_a_link() -> None
     assert states(learnt, replace(HERE, main={**MAIN, BLOCK: 2})) == {BLOCK: "taken"}
 
 
+def test_a_living_way_is_better_than_one_without_a_carrier() -> None:
+    """Also a learnt one than a link to the node itself."""
+    dark = replace(HERE, dark=frozenset({2}))
+    both = Desired({BLOCK: (NEAR,)}, {BLOCK: (NEAR, ALSO_NEAR)})
+    assert wanted(both, HERE) == wanted(Desired({BLOCK: (NEAR,)}), dark) == {BLOCK: {Hop(NEAR, 2)}}
+    assert wanted(both, dark) == {BLOCK: {Hop(ALSO_NEAR, 3)}}
+
+
 def test_before_peers_have_told_what_is_learnt_stays_and_direct_routes_go_on() -> None:
     """Else a node whose peers tell nothing for long has no way to a node that comes."""
     far, gone = ip_network("10.250.0.0/16"), ip_network("10.251.0.0/16")
