@@ -1,4 +1,7 @@
-"""What comes of asking a cloud: faults as outcomes, and what of an answer is not understood."""
+"""What comes of asking a cloud: faults as outcomes, and what of an answer is not understood.
+
+Whatever an SDK lets out is an outcome as well: a file of credentials, an answer, a connection (requests' are OSErrors).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from cloud.backend import CloudFault, Unanswered
 from cloud.calls import Done, Outcome, Refused, Unknown
 from cloud.model import Inventory
 
-NOT_UNDERSTOOD = (LookupError, ValueError, TypeError, AttributeError)
+NOT_UNDERSTOOD = (LookupError, ValueError, TypeError, AttributeError, OSError)
 
 
 def understood(look: Callable[[], Inventory]) -> Inventory:

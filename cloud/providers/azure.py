@@ -23,21 +23,26 @@ POLL = 1.0  # seconds between two questions, unless Azure says otherwise
 
 
 def connect(endpoint: str = "") -> Send:
-    """Raises CloudFault where azure-identity is not installed."""
+    """Raises CloudFault where azure-identity is not installed, or its settings name no credential."""
     try:
-        from azure.core.exceptions import ClientAuthenticationError
+        from azure.core.exceptions import AzureError, ClientAuthenticationError
         from azure.identity import DefaultAzureCredential
     except ImportError as error:
         raise CloudFault("unreachable", "", "azure-identity is not installed: pip install 'routerd[azure]'") from error
     url = (endpoint or ENDPOINT).rstrip("/")
-    credential = DefaultAzureCredential()
+    try:
+        credential = DefaultAzureCredential()
+    except ValueError as error:  # AZURE_TOKEN_CREDENTIALS, a tenant, or a proxy of tokens
+        raise CloudFault("denied", "", str(error)) from error
 
     def token() -> str:
-        """The credential keeps one as long as it is good."""
+        """The credential keeps one as long as it is good. What fails once it has given one it raises as it is."""
         try:
             return str(credential.get_token(f"{url}/.default").token)
-        except ClientAuthenticationError as error:
+        except (ClientAuthenticationError, OSError, ValueError) as error:  # a file of tokens, or an answer
             raise CloudFault("denied", "", str(error)) from error
+        except AzureError as error:
+            raise CloudFault("unreachable", "", str(error)) from error
 
     return Client(url, token).send
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.core.credentials import AccessToken
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ServiceRequestError
+from azure.identity import ManagedIdentityCredential
 
-from cloud.backend import CloudFault, Unanswered
+from cloud.backend import Backend, CloudFault, Unanswered
 from cloud.calls import Assign, AssignPrefix6, Call, Done, Refused, Take, Unassign, Unknown
+from cloud.demand import Rules
 from cloud.need import Watermarks
-from cloud.providers import arm, azure, nic_changes, nics
+from cloud.providers import arm, azure, ec2, ecs, nic_changes, nics
+from cloud.providers.account import Account
 from tests.models.cloud.azure import looks, names
 from tests.models.cloud.azure.calls import ARM, BY_NAME, JOINS
 from tests.models.cloud.azure.front import AZURE_FRONT
@@ -298,6 +304,58 @@ def test_without_an_identity_it_is_denied(world: World, monkeypatch: pytest.Monk
         with pytest.raises(CloudFault, match="EnvironmentCredential") as caught:
             azure.connect(endpoint)("NetworkInterfaces_List", {"id": names.GROUP})
         assert caught.value.problem == "denied"
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (ServiceRequestError("no route to login.microsoftonline.com"), "unreachable"),
+        (HttpResponseError("502"), "unreachable"),
+        (ClientAuthenticationError("AADSTS700024"), "denied"),
+        (FileNotFoundError("/var/run/secrets/azure/tokens/azure-identity-token"), "denied"),
+        (ValueError("no JSON"), "denied"),
+    ],
+)
+def test_a_credential_that_fails_after_its_first_token_is_told(
+    world: World, desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception, problem: str
+) -> None:  # fmt: skip
+    """The chain wraps what fails at first; later it hands on what its credential raises."""
+    given: list[Exception | None] = [None, error]
+
+    def get_token(*_: object, **__: object) -> AccessToken:
+        if (failure := given.pop(0)) is not None:
+            raise failure
+        return AccessToken(next(iter(desk.tokens)), 0)
+
+    world.backend.describe(["i-1"])  # the fake has given a token
+    endpoint = world.backend.backend.call.__self__.endpoint  # type: ignore[attr-defined]
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
+    monkeypatch.setattr(ManagedIdentityCredential, "get_token", get_token)
+    send = azure.connect(endpoint)
+    assert send(arm.LIST, {"id": names.GROUP})["value"]
+    with pytest.raises(CloudFault, match=re.escape(str(error))) as caught:
+        send(arm.LIST, {"id": names.GROUP})
+    assert caught.value.problem == problem
+
+
+def test_a_setting_that_names_no_credential_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "bogus")
+    with pytest.raises(CloudFault, match="bogus") as caught:
+        azure.connect()
+    assert caught.value.problem == "denied"
+
+
+@pytest.mark.parametrize("error", [OSError("a file"), ValueError("no number"), KeyError("NetworkInterfaces")])
+def test_what_an_sdk_lets_out_ends_nobody(error: Exception) -> None:
+    def send(operation: str, parameters: Any) -> Any:
+        raise error
+
+    others = (Account(ec2, send, Rules("test")), Account(ecs, send, Rules("test")))
+    backends: tuple[Backend, ...] = (nic_changes.Subscription(send), *others)
+    for backend in backends:
+        with pytest.raises(CloudFault):
+            backend.describe([names.vm("i-1").lower()])
+        assert isinstance(backend.send(Assign(names.nic("nic-1", "i-1").lower(), 1, token="x")), Unknown)
 
 
 def test_many_of_all_come_in_pages(world: World) -> None:
