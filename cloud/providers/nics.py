@@ -1,4 +1,4 @@
-"""Azure's network interfaces of VMs, and of instances of uniform scale sets, as our values. Pure.
+"""Azure's network interfaces of VMs, also of deleted ones, and of instances of uniform scale sets, as our values. Pure.
 
 Ids are ARM's, in lower case: it ignores case. IP configurations that are ours have names that begin with `routerd-`.
 """
@@ -28,6 +28,7 @@ def describe(send: Send, instances: Collection[str]) -> Inventory:
     """What is in the resource groups and scale sets of these instances. Raises CloudFault."""
     nics = [each for place in sorted(_places(instances)) for each in _interfaces_in(send, *place)]
     found = {each.id: each for vm in _by_vm(nics).values() for each in _interfaces(vm)}
+    found |= {each.id: each for each in map(_loose, nics) if each is not None}
     primaries = {each.instance: each for each in found.values() if each.index == 0 and each.instance in instances}
     there = {
         name: Instance(name, IN_SET if SET.match(name) else VM, "", _vnet(each.subnet), each.subnet)
@@ -54,14 +55,12 @@ def _places(instances: Collection[str]) -> set[tuple[str, str]]:
 
 
 def _interfaces_in(send: Send, operation: str, id_: str) -> Iterator[Data]:
-    """Those of VMs. A group or a set that is gone has none, nor has a set without instances."""
+    """A group or a set that is gone has none, nor has a set without instances."""
     try:
-        found = list(_pages(send, operation, {"id": id_}))
+        yield from _pages(send, operation, {"id": id_})
     except CloudFault as error:
         if error.problem != "gone":
             raise
-        return
-    yield from (each for each in found if each["properties"].get("virtualMachine"))
 
 
 def _pages(send: Send, operation: str, parameters: Data) -> Iterator[Data]:
@@ -76,7 +75,8 @@ def _pages(send: Send, operation: str, parameters: Data) -> Iterator[Data]:
 def _by_vm(nics: Sequence[Data]) -> dict[str, list[Data]]:
     """Of each its primary interface first, the others by name: nothing rests on their indexes but that they differ."""
     found: dict[str, list[Data]] = {}
-    for each in sorted(nics, key=lambda each: (not each["properties"].get("primary"), each["id"].lower())):
+    attached = (each for each in nics if each["properties"].get("virtualMachine"))
+    for each in sorted(attached, key=lambda each: (not each["properties"].get("primary"), each["id"].lower())):
         found.setdefault(each["properties"]["virtualMachine"]["id"].lower(), []).append(each)
     return found
 
@@ -86,21 +86,31 @@ def _interfaces(nics: Sequence[Data]) -> Iterator[Interface]:
     total = sum(len(configurations(each)) for each in nics)
     first = 0 if nics[0]["properties"].get("primary") else 1
     for index, each in enumerate(nics, first):
-        blocks = tuple(sorted(_blocks(each), key=block_order))
-        own = _own(each)
-        yield Interface(
-            id=each["id"].lower(),
-            mac=each["properties"].get("macAddress", "").replace("-", ":").lower(),
-            subnet=own["subnet"]["id"].lower(),
-            primary=IPv4Address(own["privateIPAddress"]),
-            status="in-use",
-            instance=each["properties"]["virtualMachine"]["id"].lower(),
-            index=index,
-            goes_with_instance=True,
-            blocks=blocks,
-            others=total - 1 - sum(block.version == 4 for block in blocks),
-            tags=each.get("tags") or {},
-        )
+        own = _interface(each)
+        instance = each["properties"]["virtualMachine"]["id"].lower()
+        others = total - 1 - sum(block.version == 4 for block in own.blocks)
+        yield replace(own, status="in-use", instance=instance, index=index, goes_with_instance=True, others=others)
+
+
+def _loose(nic: Data) -> Interface | None:
+    """That of a VM which is deleted, and which it was not deleted with: its egress addresses are nowhere else."""
+    if nic["properties"].get("virtualMachine") or not any(map(is_ours, configurations(nic))):
+        return None
+    return _interface(nic)
+
+
+def _interface(nic: Data) -> Interface:
+    """As it is on no VM."""
+    own = _own(nic)
+    return Interface(
+        id=nic["id"].lower(),
+        mac=nic["properties"].get("macAddress", "").replace("-", ":").lower(),
+        subnet=own["subnet"]["id"].lower(),
+        primary=IPv4Address(own["privateIPAddress"]),
+        status="available",
+        blocks=tuple(sorted(_blocks(nic), key=block_order)),
+        tags=nic.get("tags") or {},
+    )
 
 
 def configurations(nic: Data) -> list[Data]:

@@ -122,7 +122,8 @@ class Clouds:
         ledger = await self.operator.change(lambda ledger: ledger)
         held = {each.instance: each for each in ledger.cloud_instances}
         gateways = {name for each in wanted for name in each.candidates}
-        inventory = await self._in_thread(backend.describe, demanded.keys() | held.keys() | gateways)
+        holders = {each.instance for each in ledger.cloud_addresses} - {""}
+        inventory = await self._in_thread(backend.describe, demanded.keys() | held.keys() | gateways | holders)
         self.fault = None
         turn = decide(
             held, inventory, demanded, self.settings.rules, self._last.memory, self.clock(), backend.action, token,

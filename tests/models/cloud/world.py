@@ -108,7 +108,8 @@ class World:
         demands = {name: node.demand(f"node-{name}") for name, node in self.nodes.items()}
         try:
             gateways = {name for each in self.wanted for name in each.candidates}
-            inventory = self.backend.describe(demands.keys() | self.holdings.keys() | gateways)
+            holders = {each.instance for each in self.seats.values()} - {""}
+            inventory = self.backend.describe(demands.keys() | self.holdings.keys() | gateways | holders)
         except CloudFault:
             return None
         turn = decide(

@@ -103,6 +103,18 @@ def test_what_somebody_took_in_between_is_told_and_left_to_him() -> None:
     assert (holder(world), truth(world)) == ("g-2", ["g-2"])
 
 
+def test_a_gateway_that_is_deleted_without_its_interface_loses_the_address() -> None:
+    """As `deleteOption` Detach, which is the default, leaves it: Azure gives nobody else what an interface has."""
+    world = gateways()
+    for eni in world.cloud.of("g-1"):
+        assert eni.attachment is not None
+        world.cloud.put(replace(eni, attachment=replace(eni.attachment, delete_on_termination=False)))
+    world.cloud.terminate("g-1")
+    world.run(120)
+    assert (holder(world), truth(world)) == ("g-2", ["g-2"])
+    assert world.cloud.mutations() == {PUT: 3}
+
+
 def test_a_configuration_of_somebody_else_is_never_taken_away() -> None:
     """Though it has the very address, on a gateway: it is not ours by its name."""
     world = gateways()

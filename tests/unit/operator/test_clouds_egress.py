@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, ip_network
 from typing import Any
 
 import pytest
 
+from cloud.backend import Backend
+from cloud.calls import Call, Outcome
 from cloud.demand import Rules
+from cloud.model import Inventory
 from cloud.providers import ec2
 from cloud.providers.account import Account
 from routerd.cluster.assign import AssignSettings
@@ -127,6 +130,42 @@ def test_a_gateway_that_is_gone_is_left_once_the_address_has_moved() -> None:
         scene.change()
         await scene.live(60)
         assert scene.published()[0] == (other(first),), "a move is a pause: it does not move back"
+
+    play(scene, story)
+
+
+@dataclass
+class Looking:
+    """A backend that remembers of whom it was asked."""
+
+    backend: Backend
+    asked: set[str] = field(default_factory=set)
+
+    def describe(self, instances: Collection[str]) -> Inventory:
+        self.asked = {*instances}
+        return self.backend.describe(instances)
+
+    def send(self, call: Call) -> Outcome:
+        return self.backend.send(call)
+
+    def action(self, call: Call) -> str:
+        return self.backend.action(call)
+
+
+def test_a_look_is_also_at_who_has_an_address_and_is_no_node_any_more() -> None:
+    """Where looks are at the places of those that are named, nothing else shows his interface."""
+    scene = Scene()
+    looking = Looking(scene.clouds.open(scene.clouds.settings))
+    scene.clouds.open = lambda settings: looking
+
+    async def story() -> None:
+        await scene.live(10)
+        ((holder,), _) = scene.published()
+        del scene.world.nodes[holder]
+        scene.cloud.faults = [Fault("AssignPrivateIpAddresses", "throttled", 100)]
+        scene.change()
+        await scene.live(10)
+        assert f"i-{holder[1:]}" in looking.asked
 
     play(scene, story)
 
