@@ -131,15 +131,22 @@ def _with_interface(vm: Data, name: str, wanted: list[Data]) -> Data:
 
 
 def changed(there: list[Data], call: Call) -> list[Data] | None:
-    """The configurations after the call; None = there is nothing to do (any more)."""
+    """The configurations after the call; None = there is nothing to do (any more). Raises CloudFault."""
     if isinstance(call, Unassign):
         kept = [each for each in there if not is_ours(each) or not set(block_of(each)) & set(call.blocks)]
         return kept if len(kept) < len(there) else None
-    if isinstance(call, Take) and any(IPv4Network(call.address) in block_of(each) for each in there):
+    if isinstance(call, Take) and (holder := _holder(there, call)) is not None:
+        if not is_ours(holder):  # no look would show it as taken, and it would be asked for again for ever
+            message = f"{call.address} is of IP configuration {holder['name']} of {call.interface}, which is not ours"
+            raise CloudFault("not-now", "PrivateIPAddressInUse", message)
         return None
     names = {each["name"] for each in there}
     lacking = [name for name in _names(call) if name not in names]
     return [*there, *(_configuration(name, there, call) for name in lacking)] if lacking else None
+
+
+def _holder(there: list[Data], call: Take) -> Data | None:
+    return next((each for each in there if IPv4Network(call.address) in block_of(each)), None)
 
 
 def _names(call: Call) -> list[str]:

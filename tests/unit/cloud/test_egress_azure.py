@@ -103,6 +103,26 @@ def test_what_somebody_took_in_between_is_told_and_left_to_him() -> None:
     assert (holder(world), truth(world)) == ("g-2", ["g-2"])
 
 
+@pytest.mark.parametrize("is_primary", [True, False])
+def test_an_address_that_is_somebodys_configuration_of_the_gateway_itself_is_told(is_primary: bool) -> None:
+    """As Terraform would have made it: it stays so."""
+    world = gateways()
+    eni = world.cloud.of("g-1")[0]
+    first = looks.first(world.cloud, eni)
+    address = eni.primary
+    if not is_primary:
+        (address,) = world.cloud.take(eni.subnet, 1)
+        like = {**first["properties"], "primary": False, "privateIPAddress": str(address)}
+        theirs = {"name": "theirs", "properties": like}
+        world.cloud.put(replace(eni, addresses=(address,), configurations=(first, theirs)))
+    world.wanted = (Wanted((address,), ("g-1",)),)
+    world.run(20)
+    turn = world.decided()
+    assert turn is not None and turn.unseated
+    assert ("ipconfig1" if is_primary else "theirs") in turn.unseated[0].message
+    assert configurations(world, "g-1") == ["ipconfig1"] + ["theirs"] * (not is_primary)
+
+
 def test_a_gateway_that_is_deleted_without_its_interface_loses_the_address() -> None:
     """As `deleteOption` Detach, which is the default, leaves it: Azure gives nobody else what an interface has."""
     world = gateways()
