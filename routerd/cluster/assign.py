@@ -314,9 +314,10 @@ def _assign(
     specs = map(pool_spec, pools.values())
     touched = kept.want(of_services, of_policies)
     planned = kept.planner.plan(specs, ledger.addresses, kept.wanted, now, settings.timers, claimed, touched)
-    found = {key: granted_to(policy, planned.grants) for key, policy in policies.items()}
+    found = {key: granted_to(policy, planned.grants) for key, policy in policies.items() if not policy.service}
     granted = {key: grant for key, grant in found.items() if grant is not None}
-    vips = vips_of(policies, services, planned.grants, pools, nodes, needing_ports(previous.groups, reports))
+    needing, denied = needing_ports(previous.groups, reports), {each.owner for each in planned.denials}
+    vips = vips_of(policies, services, planned.grants, pools, nodes, needing, denied)
     granted |= vips.grants
     refused |= limits.refused({key: grant.addresses for key, grant in granted.items()})
     granted = {key: grant for key, grant in granted.items() if key not in refused}

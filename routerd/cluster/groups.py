@@ -161,12 +161,11 @@ def form_groups(
         if pinned:
             gateways: tuple[str, ...] = (_holder(record, pinned, agents),)
         else:
-            able = fit(accepted[0].gateways)
+            able, may = fit(accepted[0].gateways), None
             if accepted[0].service:
-                able = [name for name in (announcing or {}).get(accepted[0].key, ()) if not _unfit(nodes[name])]
-            candidates = _candidates(record, able, draining, agents)
-            if not candidates and not accepted[0].service:
-                candidates = _last(record, nodes, accepted[0].gateways)
+                may = (announcing or {}).get(accepted[0].key, ())
+                able = [name for name in may if not _unfit(nodes[name])]
+            candidates = _candidates(record, able, draining, agents) or _last(record, nodes, accepted[0], may)
             gateways = choose(str(record.egress_ip), candidates, limit)
         chosen = replace(record, gateways=gateways)
         draft.records.append(record if chosen == record else chosen)
@@ -328,12 +327,18 @@ def _candidates(record: GroupRecord, fit: Sequence[str], draining: Collection[st
     return [name for name in served if name not in draining] or [name for name in served if name in present] or served
 
 
-def _last(record: GroupRecord, nodes: Mapping[str, Node], selector: LabelSelector | None) -> list[str]:
+def _last(
+    record: GroupRecord, nodes: Mapping[str, Node], policy: EgressPolicy, announcing: Collection[str] | None
+) -> list[str]:
     """Its gateways, whose nodes are not ready: all of them may have lost the API server and nothing else. Whoever is
     off is probed in vain by the others, and left; none at all would be an outage for certain.
+
+    `announcing`: nodes that announce its VIPs; None = they are none.
     """
-    known = ((name, nodes[name]) for name in record.gateways if name in nodes)
-    return [name for name, node in known if is_gateway(selector, node) and node.tunnel_endpoint and not node.fenced]
+    known = [name for name in record.gateways if name in nodes and not nodes[name].fenced]
+    if announcing is None:
+        announcing = [name for name in known if is_gateway(policy.gateways, nodes[name])]
+    return [name for name in known if name in announcing and nodes[name].tunnel_endpoint]
 
 
 def _served(fit: Sequence[str], present: Collection[str], agents: Agents) -> list[str]:
@@ -384,8 +389,10 @@ def _unfit(node: Node) -> str:
 
 
 def _no_gateway(policy: EgressPolicy, nodes: Mapping[str, Node], agents: Agents, kept: Sequence[str]) -> str:
+    stay = f"{', '.join(kept)} stay{'' if kept[1:] else 's'}"
     if policy.service:
-        return f"no node that may announce svc/{policy.service} has an agent that serves: its traffic is dropped"
+        then = f"until one is, {stay}" if kept else "its traffic is dropped"
+        return f"no node that may announce svc/{policy.service} is ready and has an agent that serves: {then}"
     rule = f"label {GATEWAY_LABEL}" if policy.gateways is None else f"node selector {_text(policy.gateways)}"
     matching = sorted((name for name, node in nodes.items() if is_gateway(policy.gateways, node)))
     if not matching:
@@ -395,7 +402,6 @@ def _no_gateway(policy: EgressPolicy, nodes: Mapping[str, Node], agents: Agents,
     problems = ", ".join(_unfit(nodes[name]) or f"{name}: {agents.why_not(name)}" for name in matching)
     what = "has an agent that serves" if any(not _unfit(nodes[name]) for name in matching) else "is ready"
     if kept:
-        stay = f"{', '.join(kept)} stay{'' if kept[1:] else 's'}"
         return f"no node with {rule} {what} ({problems}): until one {what.split()[0]}, {stay}"
     return f"no node with {rule} {what} ({problems}): traffic of the policy is dropped until one {what.split()[0]}"
 

@@ -7,7 +7,8 @@ to a port of the Service there from answers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ipam.plan import Grant
@@ -18,6 +19,7 @@ from routerd.model import (
     AddressPool,
     EgressGroup,
     EgressPolicy,
+    IPAddress,
     Node,
     NodeReport,
     Refusal,
@@ -25,8 +27,10 @@ from routerd.model import (
 )
 from routerd.selectors import matches_any
 
+MOST_VIPS = 1024  # every node has a table of ports for each: a quarter of what its map of egress IPs takes
 NO_SERVICE = "NoService"  # reasons of refusals
 PORT_IN_UPPER_HALF = "ServicePortInUpperHalf"
+TOO_MANY = "TooManyVIPs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,13 @@ def vips_of(
     pools: Mapping[str, AddressPool],
     nodes: Mapping[str, Node],
     needing: Mapping[str, Collection[str]],
+    denied: Collection[str] = (),
 ) -> Vips:
-    """`grants`: of services, by owner. `needing`: by policy, nodes with selected pods, as far as they said so."""
+    """`grants`: of services, by owner. `needing`: by policy, nodes with selected pods, as far as they said so.
+
+    `denied`: owners of which the allocator says itself why they have no address.
+    """
+    at = _at_each_address(services, grants) if any(policy.service for policy in policies.values()) else {}
     found: dict[str, Grant] = {}
     announcing: dict[str, tuple[str, ...]] = {}
     refusals = []
@@ -55,14 +64,47 @@ def vips_of(
             continue
         service = services.get(policy.service)
         grant = grants.get(str(service.ref)) if service is not None else None
-        refusal = _refusal(policy, service, grant, pools, services)
+        if grant is None and str(policy.ref) in denied:
+            continue
+        refusal = _refusal(policy, service, grant, pools, at)
         if refusal is not None or service is None or grant is None:
             refusals += [refusal] if refusal is not None else []
             continue
         found[key] = grant
         pool = pools.get(grant.pool)
         announcing[key] = tuple(_announcing(policy, service, pool, nodes, needing.get(key, ())))
+    for key in _beyond(MOST_VIPS, {key: policies[key] for key in found}, found):
+        message = f"svc/{policies[key].service}: {MOST_VIPS} VIPs are egress IPs already: name its pods in a policy"
+        refusals.append(Refusal(policies[key].ref, TOO_MANY, message))
+        del found[key], announcing[key]
     return Vips(found, announcing, tuple(refusals))
+
+
+def _beyond(most: int, policies: Mapping[str, EgressPolicy], grants: Mapping[str, Grant]) -> Iterator[str]:
+    """Policies whose VIPs are too many. Those of the cluster come first; then each namespace in turn, so that none
+    takes the room of another; the oldest before the younger.
+    """
+    turns: Counter[str] = Counter()
+    order: list[tuple[int, EgressPolicy]] = []
+    for policy in sorted(policies.values(), key=lambda each: (not each.created, each.created, each.key)):
+        turns[policy.ref.namespace] += 1
+        order.append((turns[policy.ref.namespace] if policy.ref.namespace else 0, policy))
+    taken: set[IPAddress] = set()
+    for _, policy in sorted(order, key=lambda each: each[0]):
+        together = taken.union(grants[policy.key].addresses)
+        if len(together) > most:
+            yield policy.key
+        else:
+            taken = together
+
+
+def _at_each_address(services: Mapping[str, Service], grants: Mapping[str, Grant]) -> dict[IPAddress, list[Service]]:
+    found: dict[IPAddress, list[Service]] = {}
+    for service in services.values():
+        if (grant := grants.get(str(service.ref))) is not None:
+            for address in grant.addresses:
+                found.setdefault(address, []).append(service)
+    return found
 
 
 def _refusal(
@@ -70,7 +112,7 @@ def _refusal(
     service: Service | None,
     grant: Grant | None,
     pools: Mapping[str, AddressPool],
-    services: Mapping[str, Service],
+    at: Mapping[IPAddress, Sequence[Service]],
 ) -> Refusal | None:
     """Why the policy cannot have the addresses of its Service."""
 
@@ -90,7 +132,7 @@ def _refusal(
     pool = pools.get(grant.pool)
     if pool is not None and pool.protocol != "bgp":
         return refuse("PoolNotBgp", f"pool {pool.name} has protocol {pool.protocol}: nobody announces its VIP by BGP")
-    taken = next(_in_upper_half(service, services), None)
+    taken = next(_in_upper_half(grant, at), None)
     if taken is not None:
         whose, port = taken
         return refuse(
@@ -101,11 +143,10 @@ def _refusal(
     return None
 
 
-def _in_upper_half(service: Service, services: Mapping[str, Service]) -> Iterator[tuple[Service, int]]:
-    """Of it, and of those with which it may share its address."""
-    beside = (each for each in services.values() if service.sharing_key and each.sharing_key == service.sharing_key)
-    for each in (service, *beside):
-        yield from ((each, port.port) for port in each.ports if port.port >= VIP_PORTS)
+def _in_upper_half(grant: Grant, at: Mapping[IPAddress, Sequence[Service]]) -> Iterator[tuple[Service, int]]:
+    """Of the Service, and of those that share its addresses."""
+    for service in (each for address in grant.addresses for each in at[address]):
+        yield from ((service, port.port) for port in service.ports if port.port >= VIP_PORTS)
 
 
 def _announcing(

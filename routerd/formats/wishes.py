@@ -44,7 +44,7 @@ NOT_DONE: Mapping[str, str] = {
     f"{KUBE_VIP}-allowed-networks": "it would take destinations out of other policies: write an EgressPolicy",
 }
 NOT_SUPPORTED = "EgressNotSupported"  # reason of a refusal
-LOWEST = -1_000_000  # priority
+LOWEST = -1_000_001  # priority: no policy of the cluster's has one below
 _PORT = re.compile(r"(tcp|udp|sctp):(\d{1,5})", re.IGNORECASE)
 KNOWN = (*READ, EGRESS, KUBE_VIP, PORTS, DENIED)
 CONFLICT, UNREAD, INVALID = "ConflictingAnnotations", "UnknownAnnotation", "InvalidObject"  # reasons of refusals

@@ -95,6 +95,8 @@ def _not_configured(scene: Scene, _: Service) -> str:
 def _no_address(scene: Scene, service: Service) -> str:
     if service.key in scene.allocated and scene.allocated[service.key].addresses:
         return ""
+    if service.unread_wishes:
+        return "it asks for addresses by a mistake, so that it gets none: mend what it asks for"
     refusal = scene.refused.get(service.ref)
     if refusal is not None:
         return f"the operator gave no address: {refusal.reason}: {refusal.message}"

@@ -7,8 +7,20 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from routerd.cluster import vips
 from routerd.cluster.ledger import Ledger
-from routerd.model import EXCLUDE_LABEL, Advertisement, NodeReport, PortAsk, PortReport
+from routerd.formats.wishes import LOWEST
+from routerd.model import (
+    EXCLUDE_LABEL,
+    Advertisement,
+    EgressPolicy,
+    NodeReport,
+    PortAsk,
+    PortReport,
+    Service,
+    ServicePort,
+)
+from routerd.refs import SERVICE
 from routerd.selectors import LabelSelector
 from tests.models.operator_world import World, ports_text
 
@@ -24,7 +36,7 @@ def behind(**service: object) -> World:
     return world
 
 
-GIVEN = "d/web vips 192.0.2.0"
+GIVEN, CART = "d/web vips 192.0.2.0", "svc/shop/cart"
 
 
 def test_every_node_that_announces_the_vip_is_its_gateway() -> None:
@@ -104,6 +116,69 @@ def test_a_port_of_whoever_shares_the_address_counts() -> None:
     world = behind(sharing_key="one")
     world.service("other", port=40000, sharing_key="one")
     assert "ServicePortInUpperHalf: svc/d/web: port 40000 of svc/d/other lies in 32768-65535" in world.decide()
+
+
+def test_a_port_of_whoever_has_the_key_and_another_address_does_not() -> None:
+    """Anybody may write a key: of another type, of another class, of a namespace in which it means another address."""
+    world = behind(sharing_key="one", sharing_namespaces=frozenset())
+    ours = world.decide()
+    world.service("a", port=40000, sharing_key="one", type="ClusterIP")
+    world.service("b", port=40000, sharing_key="one", load_balancer_class="example.com/lb")
+    assert world.decide() == ours
+    world.service("c", port=40000, sharing_key="one")
+    assert world.decide().splitlines()[-1] == ours.splitlines()[-1]
+
+
+def own_word(world: World, namespace: str, name: str, created: str = "") -> None:
+    """A Service that says of itself that its pods leave with its VIP."""
+    key = f"{namespace}/{name}"
+    policy = EgressPolicy(
+        key, SERVICE, destinations=(ip_network("0.0.0.0/0"),), priority=LOWEST, service=key, created=created
+    )
+    ports = (ServicePort("TCP", 443),)
+    world.services[key] = Service(namespace, name, "LoadBalancer", ports=ports, selector={"app": name}, egress=policy)
+    world.policies[policy.key] = policy
+
+
+def test_of_too_many_those_of_the_cluster_come_first_and_no_namespace_takes_the_room_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every node has a table for each VIP, in a map that holds 4,096."""
+    monkeypatch.setattr(vips, "MOST_VIPS", 4)
+    world = behind()
+    for number in range(6):
+        own_word(world, "many", f"s{number}", f"2026-01-0{number + 1}T00:00:00Z")
+    own_word(world, "few", "one", "2026-02-01T00:00:00Z")
+    told = world.decide().splitlines()
+    assert {line.split(":")[0] for line in told if line.startswith("!")} == {
+        f"! svc/many/s{number} TooManyVIPs" for number in (2, 3, 4, 5)
+    }
+    assert {key for group in world.allocations.groups for key in group.policies} == {
+        "EgressPolicy/out", "svc/few/one", "svc/many/s0", "svc/many/s1",
+    }  # fmt: skip
+
+
+def test_a_service_without_an_address_says_why_itself() -> None:
+    """Its word about its pods has its own name: "see what its own status says" would hide what that is."""
+    world = behind()
+    own_word(world, "shop", "cart")
+    world.services["shop/cart"] = replace(world.services["shop/cart"], requested_pool="nope")
+    world.decide()
+    reasons = [each.reason for each in world.allocations.refusals if str(each.object) == CART]
+    assert reasons == ["UnknownPool"]
+
+
+def test_gateways_stay_while_no_other_node_can_be_one() -> None:
+    """All nodes may have lost the API server and nothing else."""
+    world = behind()
+    before = world.decide()
+    for name in ("a", "b", "c"):
+        world.nodes[name] = replace(world.nodes[name], ready=False)
+    group, refusal = world.decide(600).splitlines()[1:]
+    assert group in before
+    assert refusal.startswith("! EgressPolicy/out NoGateway: ") and refusal.endswith(" until one is, b, c, a stay")
+    world.node("b", None, labels={EXCLUDE_LABEL: ""}, ready=False)
+    assert world.decide(60).splitlines()[1] == "group 1 192.0.2.0 EgressPolicy/out via c a"
 
 
 def test_a_pool_that_nobody_announces_by_bgp() -> None:

@@ -15,6 +15,7 @@ from ipam.ranges import networks_between
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.legacy_bgp.peers import DEFAULT_GATEWAYS, FAMILY_WORDS, without_place
 from routerd.formats.meta import ROUTERD
+from routerd.formats.native import PRIORITY
 from routerd.model import (
     AddressPool,
     Advertisement,
@@ -170,7 +171,7 @@ def _policy(policy: EgressPolicy) -> Json:
             pool=policy.pool,
             count=policy.count if policy.count > 1 else None,
             gateways=gateways or None,
-            priority=policy.priority or None,
+            priority=max(policy.priority, -PRIORITY) or None,
             exit="local" if policy.exit_local else None,
         ),
     }

@@ -35,7 +35,7 @@ def merged(*texts: str) -> Snapshot:
 @pytest.mark.parametrize("annotation", ['routerd.io/egress: "true"', 'kube-vip.io/egress: "true"'])
 def test_it_is_a_policy_of_the_lowest_priority_to_everywhere(annotation: str) -> None:
     (policy,) = (merged(text(annotation)).policies or {}).values()
-    assert (policy.key, policy.service, policy.priority) == ("svc/shop/web", "shop/web", -1_000_000)
+    assert (policy.key, policy.service, policy.priority) == ("svc/shop/web", "shop/web", -1_000_001)
     assert policy.destinations == (ip_network("0.0.0.0/0"),), "in its own families"
     (selection,) = policy.selections
     assert selection.pods is not None and selection.pods.match_labels == (("app", "web"),)
@@ -130,7 +130,7 @@ def test_an_egress_service_is_the_policy_of_the_service_of_its_name() -> None:
     (policy,) = (found.policies or {}).values()
     assert (policy.key, policy.service, policy.ref.namespace) == ("EgressService/shop/web", "shop/web", "shop")
     assert policy.gateways is not None and policy.gateways.match_labels == (("edge", "a"),)
-    assert (policy.destinations, policy.priority) == ((ip_network("0.0.0.0/0"),), -1_000_000)
+    assert (policy.destinations, policy.priority) == ((ip_network("0.0.0.0/0"),), -1_000_001)
     assert found.refusals == ()
     everywhere = merged(text(""), OVN + "{sourceIPBy: LoadBalancerIP, nodeSelector: {}}\n")
     assert [each.gateways for each in (everywhere.policies or {}).values()] == [None]
