@@ -22,6 +22,7 @@ LOCAL_PREF = 100  # of a path that bears none
 COUNTED = ("as-sequence", "as-set")
 ORIGINS = {"igp": 0, "egp": 1, "incomplete": 2}
 NEXT_HOPS = 16  # of one prefix
+MANY, REST = 10_000, 5.0  # seconds that the best paths of more prefixes than that stay: looking for them takes so long
 NextHops = Mapping[IPNetwork, tuple[IPAddress, ...]]
 
 
@@ -122,6 +123,8 @@ class Received:
         self._is_whole = False  # the relay has told all that it has
         self._is_known = False  # and so have the peers, once: what happens to them later is an event like any other
         self._best: NextHops | None = None
+        self._is_stale = True  # something has changed since
+        self._looked = 0.0  # when the best paths were looked for
 
     def restart(self, speaker: tuple[int, float]) -> None:
         """A relay has connected to `speaker` (pid, start time), and tells what it has. With another ExaBGP than before
@@ -130,7 +133,7 @@ class Received:
         if self._speaker is not None and self._speaker != speaker:
             for each in self._sessions.values():
                 each.goes_down(speaker[1])
-        self._speaker, self._is_whole, self._best = speaker, False, None
+        self._speaker, self._is_whole, self._is_stale = speaker, False, True
 
     def lose(self, when: float) -> None:
         """No relay is connected: sessions may have ended, and what they told stays for as long as if they had."""
@@ -145,12 +148,12 @@ class Received:
         address, when = session["address"], float(event["time"])
         inbound = self._sessions[f"{address['peer']},{address.get('local', '')}"]
         (inbound.goes_up if session["state"] == "up" else inbound.goes_down)(when)
-        self._best = None
+        self._is_stale = True
 
     def take(self, update: Mapping[str, Any]) -> None:
         """The relay's. Raises KeyError, TypeError or ValueError on what is none."""
         self._is_whole |= bool(update.get("whole"))
-        self._best = None
+        self._is_stale = True
         if "session" in update:
             inbound = self._sessions[str(update["session"])]
             if "side" in update:
@@ -158,22 +161,23 @@ class Received:
             inbound.take(update)
 
     def best(self, now: float, started: float, sessions: Iterable[str]) -> NextHops | None:
-        """Next hops by prefix, the same value while nothing changes. `sessions`: that there should be; others are gone.
-        None = not known yet: nobody has told, or a session of a start at `started` still may. Without sessions there is
-        nothing to know.
+        """Next hops by prefix, the same value while nothing changes, or many have changed lately (`REST`). `sessions`:
+        that there should be; others are gone. None = not known yet: nobody has told, or a session of a start at `started`
+        still may. Without sessions there is nothing to know.
         """
         wanted = frozenset(sessions)
         for name in self._sessions.keys() - wanted:
             del self._sessions[name]
-            self._best = None
+            self._is_stale = True
         expired = [each.expire(now) for each in self._sessions.values()]
         if any(expired):
-            self._best = None
+            self._is_stale = True
         self._is_known |= self._is_whole and (now - started >= PATIENCE or all(map(self._has_ended, wanted)))
         if wanted and not self._is_known:
             return None
-        if self._best is None:
-            self._best = best_paths(self._sessions)
+        rests = self._best is not None and len(self._best) > MANY and now < self._looked + REST
+        if self._best is None or (self._is_stale and not rests):
+            self._best, self._is_stale, self._looked = best_paths(self._sessions), False, now
         return self._best
 
     def _has_ended(self, name: str) -> bool:

@@ -8,7 +8,20 @@ from typing import Any
 import pytest
 
 from bgp.relay import Received as Kept
-from bgp.rib.received import LONGEST, PATIENCE, Attributes, Inbound, NextHops, Path, Received, Side, best_paths, is_loop
+from bgp.rib.received import (
+    LONGEST,
+    MANY,
+    PATIENCE,
+    REST,
+    Attributes,
+    Inbound,
+    NextHops,
+    Path,
+    Received,
+    Side,
+    best_paths,
+    is_loop,
+)
 
 PREFIX, SIX = ip_network("10.244.2.0/24"), ip_network("fd00:244::/64")
 A, B = "10.0.0.1,10.0.0.11", "10.0.0.2,10.0.0.11"
@@ -277,6 +290,16 @@ def test_a_session_that_is_no_longer_wanted_is_forgotten(world: World) -> None:
 
 def test_the_same_paths_are_the_same_value(world: World) -> None:
     assert world.best(1001) is world.best(1002)
+
+
+def test_with_many_prefixes_changes_wait_for_each_other(world: World) -> None:
+    """Else each UPDATE of a peer stops the agent for a second."""
+    world.say(announced(A, *(str(ip_network((0x0AF40000 + n, 32))) for n in range(MANY + 1))))
+    first = world.best(1001)
+    world.say(withdrawn(A, str(PREFIX)))
+    assert world.best(1001 + REST - 0.1) is first
+    assert PREFIX not in (world.best(1001 + REST) or {PREFIX: ()})
+    assert len(first or ()) > MANY
 
 
 @pytest.mark.parametrize(
