@@ -162,8 +162,8 @@ class Received:
 
     def best(self, now: float, started: float, sessions: Iterable[str]) -> NextHops | None:
         """Next hops by prefix, the same value while nothing changes, or many have changed lately (`REST`). `sessions`:
-        that there should be; others are gone. None = not known yet: nobody has told, or a session of a start at `started`
-        still may. Without sessions there is nothing to know.
+        that there should be; others are gone. None = not known yet: nobody has told, or a session of a start at
+        `started` still may. Without sessions there is nothing to know.
         """
         wanted = frozenset(sessions)
         for name in self._sessions.keys() - wanted:
