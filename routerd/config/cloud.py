@@ -62,7 +62,7 @@ def read_cloud(section: Section | None) -> CloudSettings:
     )  # fmt: skip
     provider = cast(Provider, section.require("provider").choice("none", "aws", "alibaba", "azure"))
     # A VM of Azure mostly has one interface, which is for pods then; not beside egress IPs.
-    first = 0 if provider == "azure" and section.get("egress-networks") is None else 1
+    first = 0 if provider == "azure" and not section.items("egress-networks") else 1
     cluster = "" if provider == "none" else section.require("cluster").name("the cluster's name")
     rules = _rules(section, cluster, first)
     if provider == "alibaba":

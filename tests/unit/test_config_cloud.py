@@ -76,6 +76,7 @@ def test_a_provider_says_what_its_calls_and_its_networks_are_like() -> None:
     ("text", "first"),
     [
         ("", 0),
+        (", egress-networks: []", 0),
         (", egress-networks: [10.0.0.0/24]", 1),
         (", interfaces: {first-index: 2}", 2),
     ],
