@@ -68,7 +68,7 @@ class Clouds:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)  # calls by action and what came of them
     fault: CloudFault | None = None  # why the last look failed
     on_lacking: Callable[[], None] = lambda: None  # called when `lacking` says something else
-    _told_lacking: Mapping[str, str] = field(default_factory=dict)
+    _told_lacking: Mapping[str, str] | None = None
     _backend: Backend | None = None
     _last: Turn = field(default_factory=lambda: Turn({}, Memory()))
     _decided_on: tuple[Demands, tuple[Wanted, ...]] = ({}, ())
@@ -179,19 +179,24 @@ class Clouds:
 
     # --- what is told
 
-    def lacking(self) -> dict[str, str]:
-        """By node: why pods that come wait for an address that does not come by itself; "" = none does."""
+    def lacking(self) -> dict[str, str] | None:
+        """By node: why pods that come wait for an address that does not come by itself; "" = none does. None = nothing
+        was looked at yet.
+        """
+        if self._backend is None:
+            return None
         errors = (each for each in self._last.reasons if severity_of(each.reason) == "error")
         why = {each.instance: f"{each.reason}: {each.message}" for each in errors}
         held = self._last.holdings
         return {
             demand.node: self._lacks(held.get(name) or Holding(name), demand, why.get(name, ""))
             for name, demand in self._decided_on[0].items()
-            if self._backend is not None
         }
 
     def _lacks(self, each: Holding, demand: Demand, why: str) -> str:
-        if each.available() - demand.used - demand.pending > 0:
+        """Of both families a pod has an address, or it waits."""
+        has_6 = not self.settings.rules.ipv6 or each.available(6)
+        if has_6 and each.available() - demand.used - demand.pending > 0:
             return ""
         return str(self.fault) if self.fault is not None else why
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.k8s.client import APPLY, JSON_PATCH, MERGE, STRATEGIC, Client, config_map, good
 
+NOON = "2026-11-30T12:00:00Z"
+
 SERVICE = {
     "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
     "spec": {"type": "LoadBalancer", "ports": [{"port": 80}], "selector": {"app": "web"}},
@@ -144,6 +146,25 @@ def test_patches(api: Client, maps: str) -> None:
     assert api.patch(path, steps, JSON_PATCH).code == 422  # the test fails now
     assert good(api.patch(path, {"data": {"y": None}}, STRATEGIC)).body["data"] == {"z": "2"}
     assert api.patch(path, {}, "application/json").code == 415
+
+
+def test_conditions_of_a_node_have_times_that_are_null_and_no_empty_texts(api: Client, place: str) -> None:
+    """As Go writes them: metav1.Time is no pointer, and texts are `omitempty`."""
+    name = f"{place}-node"
+    good(api.create("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}))
+    told = {"type": "Told", "status": "True", "reason": "Told", "message": "", "lastTransitionTime": NOON}
+    try:
+        path = f"/api/v1/nodes/{name}/status"
+        answer = good(api.patch(path, {"status": {"conditions": [told]}}, STRATEGIC)).body
+        found = [each for each in answer["status"]["conditions"] if each["type"] == "Told"]
+        assert found == [
+            {"type": "Told", "status": "True", "reason": "Told", "lastHeartbeatTime": None, "lastTransitionTime": NOON}
+        ]
+        gone = {"status": {"conditions": [{"type": "Told", "$patch": "delete"}]}}
+        answer = good(api.patch(path, gone, STRATEGIC)).body
+        assert not [each for each in answer["status"].get("conditions") or () if each["type"] == "Told"]
+    finally:
+        good(api.delete(f"/api/v1/nodes/{name}"))
 
 
 def test_a_patch_with_a_version_is_checked(api: Client, maps: str) -> None:

@@ -61,7 +61,8 @@ class Publisher:
         # By object, what was written and the version that came of it: a schema of another release drops what it does
         # not know, and the same write again would not change that.
         self._written: dict[str, tuple[str, StatusPatch]] = {}
-        self.lacking: Callable[[], Mapping[str, str]] = dict  # nodes with addresses of a cloud, and why some wait
+        # Nodes with addresses of a cloud, and why some wait; None = it is not known yet.
+        self.lacking: Callable[[], Mapping[str, str] | None] = dict
         self.writes = 0
         self.conflicts = 0
 

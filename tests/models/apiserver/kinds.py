@@ -166,6 +166,17 @@ def _service_ports(api: Api, spec: Json, before: Json) -> None:
             port["nodePort"] = known.get((port["protocol"], port.get("port"))) or api.addresses.node_port()
 
 
+def _node(api: Api, call: Call, value: Json, old: Json | None) -> Json:
+    """Times of its conditions are no pointers in Go, so one that is not set is null; empty texts are left out."""
+    status = value.get("status") or {}
+    if status.get("conditions"):
+        times = {"lastHeartbeatTime": None, "lastTransitionTime": None}
+        rows = [{**times, **each} for each in status["conditions"]]
+        kept = [{key: item for key, item in each.items() if item != ""} for each in rows]
+        value["status"] = {**status, "conditions": kept}
+    return value
+
+
 def _definition(api: Api, call: Call, value: Json, old: Json | None) -> Json:
     value = definitions.with_defaults(value)
     if old is None:
@@ -184,5 +195,5 @@ def _secret(api: Api, call: Call, value: Json, old: Json | None) -> Json:
 
 _DEFAULTS: dict[str, Default] = {
     "namespaces": _namespace, "pods": _pod, "services": _service, "secrets": _secret,
-    "customresourcedefinitions": _definition,
+    "nodes": _node, "customresourcedefinitions": _definition,
 }  # fmt: skip

@@ -85,6 +85,11 @@ class Scene:
         assert await ask(self.desk, "DEL", name) == (0, None)
         del self.pods[f"default/{name}"]
 
+    def lacking(self) -> str:
+        """As the node's condition says it."""
+        found = self.clouds.lacking()
+        return "nobody has looked" if found is None else found["w1"]
+
     def on_cloud(self) -> set[str]:
         """What the cloud has for pods of the instance."""
         ours = [each for each in self.cloud.of("i-1") if each.attachment and each.attachment.index]
@@ -191,7 +196,7 @@ def test_what_is_published_is_what_a_node_may_give() -> None:
 
 def test_a_node_lacks_addresses_while_pods_wait_for_what_does_not_come_by_itself(tmp_path: Path) -> None:
     scene, told = Scene(tmp_path, Rules("test", Watermarks(pre_allocate=3))), []
-    scene.clouds.on_lacking = lambda: told.append(scene.clouds.lacking()["w1"].partition(":")[0])
+    scene.clouds.on_lacking = lambda: told.append(scene.lacking().partition(":")[0])
 
     async def story() -> None:
         scene.pods = {f"default/{number}": Pod("default", str(number), "w1", uid="u") for number in range(17)}
@@ -203,6 +208,18 @@ def test_a_node_lacks_addresses_while_pods_wait_for_what_does_not_come_by_itself
         scene.pods["default/18"] = Pod("default", "18", "w1", uid="u")
         await scene.live(20)
         assert told == ["", "InstanceFull"]
+
+    play(scene, story)
+
+
+def test_a_node_without_ipv6_lacks_addresses_where_pods_have_both_families(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, Rules("test", ipv6=True))
+
+    async def story() -> None:
+        assert scene.lacking() == "nobody has looked"
+        await scene.live(20)
+        assert scene.on_cloud()
+        assert scene.lacking().startswith("NoIPv6: ")
 
     play(scene, story)
 

@@ -58,13 +58,32 @@ def _others(node: StoredObject) -> list[Raw]:
     return [each for each in node.taints if each.get("key") != NOT_READY_TAINT]
 
 
-def address_patches(nodes: Iterable[StoredObject], lacking: Mapping[str, str], now: str) -> list[StatusPatch]:
-    """The condition SufficientIP of nodes whose pods have addresses of a cloud. `lacking`: why some wait; "" = none."""
-    patches = []
-    for node in nodes:
-        before = node.status.get("conditions") or ()
-        if (why := lacking.get(node.name)) is not None:
-            said = {"reason": "InsufficientIP" if why else SUFFICIENT_IP, "message": why[:LONGEST]}
-            conditions = dated([{"type": SUFFICIENT_IP, "status": str(not why), **said}], before, now)
-            patches += [] if conditions == before else [patch_of(NODES, node, {"conditions": conditions})]
-    return patches
+BY_US = "routerd: "  # how messages of the condition SufficientIP begin: Alibaba's plugin has one of the same type
+
+
+def address_patches(nodes: Iterable[StoredObject], lacking: Mapping[str, str] | None, now: str) -> list[StatusPatch]:
+    """The condition SufficientIP of nodes whose pods have addresses of a cloud; that of others goes, if it is ours.
+
+    `lacking`: why some wait; "" = none does; None = it is not known yet.
+    """
+    return [
+        patch_of(NODES, node, {"conditions": conditions})
+        for node in nodes
+        if lacking is not None and (conditions := _condition(node, lacking.get(node.name), now))
+    ]
+
+
+def _condition(node: StoredObject, why: str | None, now: str) -> list[dict[str, Any]]:
+    """What is said of it now; [] = nothing else than before."""
+    before: list[Mapping[str, Any]] = node.status.get("conditions") or []
+    if why is None:
+        is_ours = any(str(each.get("message", "")).startswith(BY_US) for each in before)
+        return [{"type": SUFFICIENT_IP, "$patch": "delete"}] if is_ours else []
+    said = {
+        "status": str(not why),
+        "reason": "InsufficientIP" if why else SUFFICIENT_IP,
+        "message": (BY_US + (why or "pods get addresses"))[:LONGEST],
+    }
+    conditions = dated([{"type": SUFFICIENT_IP, **said}], before, now)
+    is_said = any(conditions[0].items() <= each.items() for each in before)  # an API server adds what it has not got
+    return [] if is_said else conditions
