@@ -32,6 +32,8 @@ from routerd.model import (
     Snapshot,
 )
 from routerd.node.checks import (
+    NO_ENDPOINTS,
+    NOT_CONFIGURED,
     Rules,
     Scene,
     allocated,
@@ -137,7 +139,11 @@ def service_paths(scene: Scene, service: Service) -> list[Wanted]:
 
     The service must have passed the checks.
     """
-    without = left_out(scene, service)
+    return _vip_paths(scene, service, left_out(scene, service))
+
+
+def _vip_paths(scene: Scene, service: Service, without: Collection[int]) -> list[Wanted]:
+    """`without`: IP versions that are left out."""
     ways = [
         (address, scene.pools.announcing(address, pool))
         for address, pool in allocated(scene, service)
@@ -236,9 +242,26 @@ def egress_paths(scene: Scene, group: EgressGroup, rank: int) -> Iterator[Wanted
             yield Wanted(path, group.ref, how.peers)
 
 
+def _idle_vips(scene: Scene, group: EgressGroup) -> Iterator[Wanted | Refusal]:
+    """A VIP is announced as its Service says. While no endpoint of its family is ready gateways do all the same: pods
+    that are not ready leave with it, and must get the answers.
+    """
+    if not scene.rules.services:
+        message = f"{NOT_CONFIGURED}: no answer to what leaves with the VIP comes here"
+        yield Refusal(group.address_ref, "NotConfigured", message)
+        return
+    service = scene.services.get(group.service)
+    refusal = service_refusal(scene, service) if service is not None else None
+    if service is not None and (refusal is None or refusal.reason == NO_ENDPOINTS):
+        yield from _vip_paths(scene, service, [each for each in VERSIONS if (service.key, each) in scene.usable])
+
+
 def _egress_ip(scene: Scene, group: EgressGroup) -> Iterator[Wanted | Refusal]:
-    if scene.node.name not in group.gateways or group.node_address or group.service:
-        return  # an address on an interface is routed by the network that the interface is in; a VIP is the Service's
+    if scene.node.name not in group.gateways or group.node_address:
+        return  # an address on an interface is routed by the network that the interface is in
+    if group.service:
+        yield from _idle_vips(scene, group)
+        return
     refusal = egress_refusal(scene, group)
     if refusal is not None:
         yield refusal

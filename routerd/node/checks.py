@@ -29,6 +29,9 @@ from routerd.node.table import Backends
 from routerd.refs import Ref
 from routerd.selectors import matches_any
 
+NO_ENDPOINTS = "NoEndpoints"  # reason of a refusal
+NOT_CONFIGURED = "bgp.announce.loadbalancer is off in this node's configuration"
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -89,7 +92,7 @@ def _other_class(_: Scene, service: Service) -> str:
 
 
 def _not_configured(scene: Scene, _: Service) -> str:
-    return "" if scene.rules.services else "bgp.announce.loadbalancer is off in this node's configuration"
+    return "" if scene.rules.services else NOT_CONFIGURED
 
 
 def _no_address(scene: Scene, service: Service) -> str:
@@ -190,7 +193,7 @@ SERVICE_CHECKS = (  # in this order: a check may rely on those before it
     Check("may this node announce services?", "NodeExcluded", _node_excluded),
     Check("is this node's network available?", "NetworkUnavailable", _network_unavailable),
     Check("is this node in service?", "NodeDrained", _node_drained),
-    Check("has it a ready endpoint?", "NoEndpoints", _no_endpoints),
+    Check("has it a ready endpoint?", NO_ENDPOINTS, _no_endpoints),
     Check("has it a ready endpoint where its traffic policy wants one?", "NoLocalEndpoints", _no_local_endpoints),
 )
 
@@ -210,7 +213,7 @@ def family_refusals(scene: Scene, service: Service) -> Iterator[Refusal]:
         is_anywhere = (service.key, version) in scene.usable
         where = f"{scene.node.name} (externalTrafficPolicy is Local)" if is_anywhere else "any node"
         message = f"no ready IPv{version} endpoint is on {where}: its IPv{version} addresses are not announced"
-        yield Refusal(service.ref, "NoLocalEndpoints" if is_anywhere else "NoEndpoints", message)
+        yield Refusal(service.ref, "NoLocalEndpoints" if is_anywhere else NO_ENDPOINTS, message)
 
 
 def left_out(scene: Scene, service: Service) -> Sequence[int]:
@@ -282,7 +285,7 @@ def beside_refusal(scene: Scene, service: Service, kind: Beside, address: IPAddr
         return refuse("NodeDrained", message)
     usable = scene.usable.get((service.key, address.version), frozenset())
     if not usable:
-        return refuse("NoEndpoints", f"the service has no ready IPv{address.version} endpoint on any node")
+        return refuse(NO_ENDPOINTS, f"the service has no ready IPv{address.version} endpoint on any node")
     if kind.is_local and node.name not in usable:
         return refuse("NoLocalEndpoints", f"{kind.policy} is Local and no ready endpoint is on {node.name}")
     return None

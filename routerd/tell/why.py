@@ -219,12 +219,13 @@ def _backends_steps(snapshot: Snapshot, key: str) -> Iterator[Step]:
     question, allocations = "do the pods behind it leave with its VIPs?", snapshot.allocations or Allocations()
     for policy in (each for each in (snapshot.policies or {}).values() if each.service == key):
         group = group_of(policy, allocations)
-        if group is not None:
-            by = ", ".join(group.gateways) or "no gateway"
+        if group is not None and group.gateways:
+            by = ", ".join(group.gateways)
             yield Step(question, True, detail=f"{policy.key}: as {', '.join(map(str, group.egress_ips))} by {by}")
             continue
         told = next((each for each in allocations.refusals if each.object == policy.ref), None)
-        reason, message = (told.reason, told.message) if told else ("NoGroup", "the operator has published no group")
+        lacks = ("NoGateway", "no node is its gateway") if group else ("NoGroup", "the operator has published no group")
+        reason, message = (told.reason, told.message) if told else lacks
         yield Step(question, False, reason, f"{policy.key}: {message}; what it covers is dropped", note=True)
 
 

@@ -492,3 +492,43 @@ def test_a_password_of_a_file_is_read_on_the_node_and_without_it_there_is_no_ses
     found = announcements(snapshot, "a", VIPS_ONLY, LOCAL, passwords={})
     assert found is not None
     assert (dict(found.desired.peers), reasons(found)) == ({}, {str(Peer(TOR, 1, 2).ref): "PasswordFile"})
+
+
+# --- VIPs with which pods leave
+
+OF_VIP = cluster.group(egress_ip=ip_address("192.0.2.1"), gateways=("a",), service="default/web")
+LEAVES: dict[str, object] = {"allocations": cluster.allocations(OF_VIP)}
+NONE_READY: dict[str, object] = {"endpoint_slices": (cluster.endpoints("web", "a", ready=False),)}
+
+
+def test_gateways_announce_a_vip_also_while_no_endpoint_is_ready() -> None:
+    """Pods that are not ready leave with it. Others, who only bring clients there, do not."""
+    snapshot = cluster.snapshot(**LEAVES, **NONE_READY)
+    result = announced(snapshot, rules=Rules())
+    assert (prefixes(result), reasons(result)) == (["192.0.2.1/32"], {"svc/default/web": "NoEndpoints"})
+    assert result.owners == {ip_network("192.0.2.1/32"): (Ref.parse("svc/default/web"),)}
+    elsewhere = cluster.allocations(replace(OF_VIP, gateways=("b",)))
+    assert prefixes(announced(replace(snapshot, allocations=elsewhere), rules=Rules())) == []
+
+
+@pytest.mark.parametrize("reason", ["NodeExcluded", "NetworkUnavailable", "NotAdvertisedHere", "NoLocalEndpoints"])
+def test_a_gateway_that_may_not_announce_the_service_does_not_so_either(reason: str) -> None:
+    snapshot = cluster.snapshot(**{**LEAVES, **NONE_READY, **NOES[reason]})
+    assert prefixes(announced(snapshot, rules=Rules())) == []
+
+
+def test_each_family_of_it_for_itself() -> None:
+    both = ("192.0.2.1", "2001:db8:2::1")
+    group = replace(OF_VIP, further_ips=(ip_address(both[1]),))
+    given = cluster.allocations(group, services=(cluster.allocation("web", *both),))
+    pool = replace(cluster.pool(), blocks=(ip_network("192.0.2.0/24"), ip_network("2001:db8:2::/64")))
+    snapshot = cluster.snapshot(allocations=given, pools={"default": pool})
+    result = announced(snapshot, rules=Rules())
+    assert {str(prefix) for prefix in result.owners} == {"192.0.2.1/32", "2001:db8:2::1/128"}
+
+
+def test_a_gateway_whose_configuration_announces_no_vips_says_so() -> None:
+    result = announced(cluster.snapshot(**LEAVES), rules=Rules(services=False))
+    assert prefixes(result) == []
+    (message,) = (each.message for each in result.refusals if each.reason == "NotConfigured")
+    assert message.endswith("is off in this node's configuration: no answer to what leaves with the VIP comes here")

@@ -78,6 +78,9 @@ def test_whose_pods_leave_with_its_vip_is_told_and_why_they_do_not() -> None:
     step = why("svc/default/web", policies={policy.key: policy}, allocations=refused)[-1]
     assert (step.yes, step.reason, step.note) == (False, "NoSelector", True)
     assert step.detail == "EgressPolicy/web: it has none; what it covers is dropped"
+    nobody = cluster.allocations(replace(group, gateways=()))
+    step = why("svc/default/web", policies={policy.key: policy}, allocations=nobody)[-1]
+    assert (step.yes, step.reason) == (False, "NoGateway")
 
 
 def test_what_is_announced_although_its_pool_is_gone_is_told() -> None:
