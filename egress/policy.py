@@ -89,6 +89,9 @@ class Group:
         return up[:1] if self.in_order else up
 
 
+MOST_SERVED = 4096  # egress IPs for which a node has a table of ports: what its map takes
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """An egress IP that this node is a gateway of. `granules`: the node of each 64 ports, 1,024 numbers of 16 bits in

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from egress.policy import (
+    MOST_SERVED,
     UNSUPPORTED_FAMILY,
     Block,
     Desired,
@@ -125,14 +126,17 @@ def _blocks(table: BindingTable | None, number: int) -> tuple[Block, ...]:
 def served(allocations: Allocations, here: str) -> dict[IPAddress, Served]:
     """Egress IPs of groups that this node is a gateway of, also if no node has ports of one yet, as it is announced;
     and those that it was told of and no group has any more: connections still live there. VIPs are served by every
-    node, as any may announce them.
+    node, as any may announce them. Those that policies have left get what room is left: they are not bounded, and a map
+    that is full would stop all of egress.
     """
     tables = {table.egress_ip: table for table in allocations.bindings}
     number = number_of(allocations, here)
     groups = {address: group for group in allocations.groups for address in group.egress_ips}
-    mine = {address for address, group in groups.items() if here in group.gateways or group.service}
+    known = {address for address, group in groups.items() if here in group.gateways or group.service}
+    mine = {address for address in known if groups[address].policies or not groups[address].service}
     former = {address for address, table in tables.items() if address not in groups and number in table.told}
     vips = {address for each in allocations.services for address in each.addresses} if former else set()
+    left = sorted(known - mine | former, key=_in_order)[: max(MOST_SERVED - len(mine), 0)]
     return {
         address: Served(
             tables[address].owners if address in tables else NOBODYS_PORTS,
@@ -140,8 +144,12 @@ def served(allocations: Allocations, here: str) -> dict[IPAddress, Served]:
             group=groups[address].id if address in groups else 0,
             vip=bool(groups[address].service) if address in groups else address in vips,
         )
-        for address in sorted(mine | former, key=lambda each: (each.version, each))
+        for address in sorted(mine.union(left), key=_in_order)
     }
+
+
+def _in_order(address: IPAddress) -> tuple[int, IPAddress]:
+    return address.version, address
 
 
 def tunnel_endpoints(nodes: Mapping[str, Node], given: Iterable[NodeNumber]) -> dict[int, IPAddress]:

@@ -8,7 +8,7 @@ import pytest
 
 from bpf import layout
 from egress.netdev import Datapath
-from egress.policy import NO_LIMITS, IPAddress, Limits
+from egress.policy import MOST_SERVED, NO_LIMITS, IPAddress, Limits
 from routerd.node.fill import fill_refusals
 from tests.bpf.packets import build
 from tests.bpf.wishes import HERE, OWN, THERE, to_world
@@ -97,3 +97,7 @@ def test_of_an_array_only_what_was_written_is_read(world: World) -> None:
     assert len(numbers.items()) == 65536
     put_all(numbers, dict.fromkeys(written, bytes(layout.NodeValue())))
     assert numbers.items(zeros=False) == before
+
+
+def test_a_node_serves_no_more_egress_ips_than_its_map_takes(world: World) -> None:
+    assert world.maps["egress_ips"].max_entries == MOST_SERVED

@@ -24,6 +24,7 @@ from routerd.model import (
     Refusal,
     Snapshot,
 )
+from routerd.node import groups
 from routerd.node.desired import LocalFacts, NodeState, Settings, compose, probing
 from routerd.node.groups import may_be_gateway
 from routerd.node.rooms.wiring import PodsOfCloud
@@ -376,6 +377,16 @@ def test_a_vip_is_served_by_every_node_and_announced_as_its_service_alone() -> N
     former = cluster.allocations(bindings=(replace(cluster.table("192.0.2.1"), told=(1,)),))
     served = egress(allocations=former).served
     assert [served[vip].vip, served[vip].group] == [True, 0]
+
+
+def test_vips_that_policies_have_left_take_no_room_of_those_that_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes and unmakes Services fills no map: a node whose map is full changes nothing of egress any more."""
+    monkeypatch.setattr(groups, "MOST_SERVED", 3)
+    left = [cluster.group(id=each, egress_ip=ip_address(f"192.0.2.{each}"), policies=(), service="default/web")
+            for each in range(1, 5)]  # fmt: skip
+    held = cluster.group(id=9, egress_ip=ip_address("192.0.2.9"), service="default/web")
+    found = groups.served(cluster.allocations(*left, held, cluster.group()), "a")
+    assert [str(address) for address in found] == ["192.0.2.1", "192.0.2.9", "198.51.100.7"]
 
 
 def test_whom_a_service_may_have_as_gateway_beats_as_one() -> None:
