@@ -3,7 +3,8 @@
 A VPC delivers an address to the interface that has it, and drops what another one sends. So blocks of an interface have
 a rule into a table of its own, whose only way out is its device; what goes to pods is asked of the main table first,
 where main plugins put their routes. Answers of connections to the node itself that were handed to a pod (NodePort)
-leave by the primary interface, where they came in: a bit of connection mark remembers them.
+leave by the primary interface, where they came in, as do connections that have its address: a bit of connection mark
+remembers them.
 
 Rules and routes are ours by their protocol, so what others have is neither used nor touched.
 """
@@ -317,14 +318,18 @@ def nft_chains(desired: Desired, there: Iterable[Interface], observed: Observed)
 def _translation(desired: Desired, of_pods: str, primary: str) -> dict[str, Chain]:
     """Of what pods begin, once a Service's address has become that of its endpoint: until then nobody knows where it
     goes. What others begin with a pod goes back as it came. What a gateway translates bears a mark of its own.
+
+    The first packet of a connection, when it is not confirmed yet (nf_conntrack_core.c), decides for all of it, as with
+    the kernel's translation: one that is open when the networks change would die of another source.
     """
     inside = ", ".join(map(str, (*desired.untranslated, MULTICAST)))
     others = f" meta mark and {desired.primary_mark:#x} == 0" if desired.primary_mark else ""
-    begun = f"{of_pods} ip daddr != {{ {inside} }} fib daddr type != local ct direction original{others}"
+    begun = f"{of_pods} ip daddr != {{ {inside} }} fib daddr type != local ct status & confirmed == 0{others}"
     translated = f'{of_pods} oifname "{primary}" meta mark and {MARK:#x} == {MARK:#x} masquerade fully-random'
     return {
         "outside": Chain(
-            "type filter hook prerouting priority dstnat + 1", (f"{begun} meta mark set meta mark or {MARK:#x}",)
+            "type filter hook prerouting priority dstnat + 1",
+            (f"{begun} ct mark set ct mark or {MARK:#x} meta mark set meta mark or {MARK:#x}",),
         ),
         "postrouting": Chain("type nat hook postrouting priority srcnat", (translated,)),
     }

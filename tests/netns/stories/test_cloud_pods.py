@@ -98,6 +98,25 @@ def test_what_leaves_the_vpc_has_the_primary_interfaces_address(stage: CloudLab)
     assert stage.vpc.dropped() == 0
 
 
+def test_a_connection_keeps_its_source_when_the_networks_change(stage: CloudLab) -> None:
+    pod, node = stage.pods["one"], node_of(stage)
+    table = node.run(["nft", "list", "table", "inet", "routerd_eni"])
+    begun = {source: pod.connect(to, 80) for source, to in ((pod.address, BEYOND), (node.address, ABROAD))}
+    try:
+        # With its comments, by which the agent knows that a rule is its own.
+        node.nft(f"delete table inet routerd_eni\n{table.replace(BEYOND, ABROAD)}")
+        assert pod.get(BEYOND).source == node.address, "what begins now has the other source"
+        for source, connection in begun.items():
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b" saw " + source.encode() in connection.makefile("rb").read()
+    finally:
+        node.nft(f"delete table inet routerd_eni\n{table}")
+        for connection in begun.values():
+            connection.close()
+    assert pod.get(BEYOND).source == pod.address
+    assert stage.vpc.dropped() == 0
+
+
 def test_a_node_port_answers_by_the_interface_where_it_was_asked(stage: CloudLab) -> None:
     pod = stage.pod("served", "n")
     pod.start_server(http=80)
