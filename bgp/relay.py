@@ -36,7 +36,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,13 @@ OUTPUT_LIMIT = 64 << 20  # bytes kept for an agent that does not read; then it i
 RETRY = 0.1  # seconds between attempts to reach the agent
 CHECK_TIMEOUT = 20.0  # seconds
 MOST_PATHS = 100_000  # that are kept of one session
+NOTIFICATION = "notification "  # so begins the reason of a session that ended by one, of either side
+VERSIONS = {"ipv4/unicast": 4, "ipv6/unicast": 6}
 ATTRIBUTES = frozenset({"origin", "as-path", "local-preference", "med", "originator-id", "cluster-list"})
 
 _PASSWORD = re.compile(r"(md5-password\W+)[^\s;'\"]+")
 _IMPORT = re.compile(r'^    description "import (\S+?)[" ]', re.MULTILINE)  # as `bgp.conf` writes it
+_PEER = re.compile(r"^# peer (\S+) ", re.MULTILINE)  # likewise
 _EVENT = '{ "exabgp"'
 _REPLY = '{"routerd"'
 
@@ -105,9 +108,10 @@ class Lines:
 class Received:
     """What peers announce of the networks that the configuration names, for the next agent: by session "PEER,LOCAL".
 
-    An update is {"session": S, "side": {...}}, what the OPENs said, or {"session": S, "attributes": A, "put": {PREFIX:
-    NEXT HOP}, "old": BOOL, "gone": [PREFIX], "end": VERSION}. "old": from before the session came up; "end": the
-    version of an End-of-RIB.
+    An update is {"session": S, "side": {...}}, what the OPENs said, {"session": S, "down": T}, since when it is, or
+    {"session": S, "attributes": A, "put": {PREFIX: NEXT HOP}, "old": BOOL, "gone": [PREFIX], "end": VERSION}. "old":
+    from before the session came up; "end": the version of an End-of-RIB. When a session ends, what its peer asked to be
+    kept stays (RFC 4724, section 4.2); for how long, the agent knows.
     """
 
     def __init__(self) -> None:
@@ -115,21 +119,46 @@ class Received:
         self._sides: dict[str, dict[str, object]] = {}
         self._paths: dict[str, dict[str, list[Any]]] = {}  # session -> prefix -> next hop, attributes, old
         self._ends: dict[str, set[int]] = {}
+        self._down: dict[str, float] = {}  # since when, of the monotonic clock
+        self._listed: dict[str, dict[int, bool]] = {}  # versions that the OPEN's restart is of: whether they were kept
 
     def configure(self, text: str) -> None:
-        """Of this configuration."""
+        """Of this configuration: sessions that it does not name are over."""
         self.networks = [_network(each) for found in _IMPORT.findall(text) for each in found.split(",")]
-        if not self.networks:
-            self._sides, self._paths, self._ends = {}, {}, {}
+        named = {*_PEER.findall(text)} if self.networks else set()
+        for kept in (self._sides, self._paths, self._ends, self._down, self._listed):
+            for session in kept.keys() - named:
+                del kept[session]
 
     def knows(self, session: str) -> bool:
         """Whether it has heard how the session began."""
         return session in self._sides
 
-    def goes_up(self, session: str) -> None:
+    def goes_up(self, session: str) -> dict[str, object] | None:
+        """What its peer has not kept while it was away is gone."""
+        self._down.pop(session, None)
         self._ends[session] = set()
         for path in self._paths.get(session, {}).values():
             path[2] = True
+        return self._without(session, {version for version, kept in self._asked(session).items() if kept})
+
+    def goes_down(self, session: str, reason: str, when: float) -> dict[str, object] | None:
+        """None = nothing is gone, as of a session that was not up. After a NOTIFICATION, either's, nothing is kept."""
+        if session in self._down or session not in self._ends:
+            return None
+        self._down[session] = when
+        return self._without(session, {} if reason.startswith(NOTIFICATION) else self._asked(session))
+
+    def _asked(self, session: str) -> dict[int, bool]:
+        """Of a session that was up before this relay was there, whatever its peer asked for."""
+        return self._listed.get(session, dict.fromkeys(VERSIONS.values(), True))
+
+    def _without(self, session: str, versions: Collection[int]) -> dict[str, object] | None:
+        paths = self._paths.get(session, {})
+        gone = [prefix for prefix in paths if (6 if ":" in prefix else 4) not in versions]
+        for prefix in gone:
+            del paths[prefix]
+        return {"session": session, "gone": gone} if gone else None
 
     def take(self, event: dict[str, Any]) -> dict[str, object] | None:
         """An event of ExaBGP as an update; None = it has nothing of the networks. KeyError and others: it is none."""
@@ -137,10 +166,15 @@ class Received:
         session = f"{neighbor['address']['peer']},{neighbor['address']['local']}"
         if event["type"] == "open":
             offered = [each for each in neighbor["open"]["capabilities"].values() if isinstance(each, dict)]
-            times = [each["time"] for each in offered if each.get("name") == "graceful restart"]
+            restart = next((each for each in offered if each.get("name") == "graceful restart"), {})
+            flags = restart.get("address-family-flags", {})
+            self._listed[session] = {
+                version: "restart" in flags[family] for family, version in VERSIONS.items() if family in flags
+            }
             self._sides[session] = {
                 "local_as": neighbor["asn"]["local"], "peer_as": neighbor["asn"]["peer"],
-                "own_id": neighbor["router-id"], "peer_id": neighbor["open"]["router_id"], "restart": sum(times[:1]),
+                "own_id": neighbor["router-id"], "peer_id": neighbor["open"]["router_id"],
+                "restart": restart.get("time", 0),
             }  # fmt: skip
             return {"session": session, "side": self._sides[session]}
         message = neighbor["message"]
@@ -158,8 +192,8 @@ class Received:
     def _update(self, session: str, update: dict[str, Any]) -> dict[str, object] | None:
         paths, put = self._paths.setdefault(session, {}), self._put(update.get("announce", {}))
         attributes = {key: each for key, each in update.get("attribute", {}).items() if key in ATTRIBUTES}
-        withdrawn = [each["nlri"] for found in update.get("withdraw", {}).values() for each in found]
-        gone = [prefix for prefix in withdrawn if prefix in paths]
+        withdrawn = [str(_network(each["nlri"])) for found in update.get("withdraw", {}).values() for each in found]
+        gone = [prefix for prefix in withdrawn if prefix in paths and prefix not in put]
         for prefix in gone:
             del paths[prefix]
         for prefix in [prefix for prefix in put if prefix not in paths][max(MOST_PATHS - len(paths), 0) :]:
@@ -169,7 +203,12 @@ class Received:
 
     def _put(self, announced: dict[str, Any]) -> dict[str, str]:
         """Next hops by prefix. Of a global and a link-local one (RFC 2545, section 3), which come as two, the first."""
-        pairs = [(each["nlri"], hop) for found in announced.values() for hop, nlri in found.items() for each in nlri]
+        pairs = [
+            (str(_network(each["nlri"])), hop)
+            for found in announced.values()
+            for hop, nlri in found.items()
+            for each in nlri
+        ]
         wanted = {prefix for prefix in {prefix for prefix, _ in pairs} if self._is_wanted(prefix)}
         ordered = sorted(pairs, key=lambda pair: pair[1].startswith("fe80:"), reverse=True)
         return {prefix: hop for prefix, hop in ordered if prefix in wanted}
@@ -182,6 +221,8 @@ class Received:
         """Everything, a thousand paths in one update at most."""
         for session, side in self._sides.items():
             yield {"session": session, "side": side}
+        for session, when in self._down.items():
+            yield {"session": session, "down": when}
         for session, paths in self._paths.items():
             groups: dict[tuple[int, bool], list[str]] = {}
             for prefix, (_, attributes, old) in paths.items():
@@ -199,7 +240,7 @@ class Received:
 def _network(text: str) -> Any:
     import ipaddress  # where nothing is taken, nobody needs it
 
-    return ipaddress.ip_network(text)
+    return ipaddress.ip_network(text, strict=False)  # what lies behind the prefix does not count (RFC 4271, 4.3)
 
 
 class Command:
@@ -366,9 +407,12 @@ class Relay:
         if kind == "state" and event["neighbor"].get("state") == "up":
             self._goes_up(session)
         if kind == "state" and event["neighbor"].get("state") != "up":
+            reason = str(event["neighbor"].get("reason", ""))
             self._events.pop(session, None)
-            if str(event["neighbor"].get("reason", "")).startswith("notification "):
+            if reason.startswith(NOTIFICATION):
                 self._notified[session] = line
+            if event["neighbor"].get("state") == "down":
+                self._update(self._received.goes_down(session, reason, event.get("time", 0.0)))
         if kind in ("state", "negotiated"):
             kinds = self._events.setdefault(session, {})
             kinds.pop(kind, None)  # the latest last: "negotiated" comes before "up"
@@ -376,19 +420,31 @@ class Relay:
         self._tell(self._serial, {"event": event})
 
     def _goes_up(self, session: str) -> None:
-        """Of a session that was up before this relay was there nothing is known: its peer is asked for everything."""
-        self._received.goes_up(session)
+        """Of a session that was up before this relay was there nothing is known: its peer is asked for everything, if
+        it takes that (RFC 2918, section 4).
+        """
+        self._update(self._received.goes_up(session))
         if self._received.networks and not self._received.knows(session):
             ends = session.replace(",", " local-ip ")
-            for family in ("ipv4 unicast", "ipv6 unicast"):
+            for family in self._refreshable(session):
                 self._queue.append(Command(0, 0, f"neighbor {ends} announce route-refresh {family}", True))
             self._advance()
 
+    def _refreshable(self, session: str) -> list[str]:
+        """Families that the peer sends again when it is asked."""
+        with suppress(KeyError, TypeError):
+            agreed = json.loads(self._events[session]["negotiated"])["neighbor"]["negotiated"]
+            if agreed["refresh"] in ("normal", "enhanced"):
+                return [family for family in agreed["families"] if family in ("ipv4 unicast", "ipv6 unicast")]
+        return []
+
     def _take_update(self, event: dict[str, Any]) -> None:
         with suppress(KeyError, TypeError, ValueError):
-            update = self._received.take(event)
-            if update is not None:
-                self._tell(self._serial, {"update": update})
+            self._update(self._received.take(event))
+
+    def _update(self, update: dict[str, object] | None) -> None:
+        if update is not None and self._received.networks:
+            self._tell(self._serial, {"update": update})
 
     def _take_reply(self, reply: dict[str, object]) -> None:
         """ExaBGP's answer to one of the commands that the launcher added."""

@@ -55,7 +55,7 @@ class Speaker:
         self._digests: dict[SessionKey, str] = {}  # loaded by ExaBGP
         self._held: dict[SessionKey, dict[IPNetwork, BgpPath]] | None = None  # None = to be read back
         self._sessions = Sessions()
-        self._started = time.time()
+        self._started = time.monotonic()
         self.received = Received()  # of all sessions
         self.on_received: Callable[[], None] = lambda: None  # called when a peer has announced something
         self._forms: dict[SessionKey, Settled] = {}  # of what each peer is to have, as far as it is held
@@ -144,14 +144,13 @@ class Speaker:
         except (LinkLost, TimeoutError):
             return False
 
-    def learnt(self, now: float) -> NextHops | None:
-        """Next hops of what the peers announce, for those that are to be taken from; None = not known yet. `now`: in
-        seconds of the Unix epoch.
-        """
+    def learnt(self) -> NextHops | None:
+        """Next hops of what the peers announce, for those that are to be taken from; None = not known yet."""
         if self._desired is None:
             return None
         taken = {key.token for key, peer in self._desired.peers.items() if peer.imports}
-        return self.received.best(now, self._started, taken)
+        loaded = (key.token for key in self._digests)
+        return self.received.best(time.monotonic(), self._started, taken, loaded)
 
     async def observe(self) -> dict[SessionKey, dict[IPNetwork, BgpPath]]:
         """Adj-RIB-Out as ExaBGP holds it, read now: peer -> prefix -> path. Raises SpeakerUnavailable."""
@@ -271,7 +270,7 @@ class Speaker:
 
     def _forget_link(self) -> None:
         self._link = self._hello = None
-        self.received.lose(time.time())
+        self.received.lose(time.monotonic())
         self._held = None
         self._settled.clear()
         self._changed()

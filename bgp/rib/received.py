@@ -1,8 +1,9 @@
 """What peers announce to this node, as the relay tells it: Adj-RIB-In of each session, and the best paths. Pure.
 
 A session that ends leaves its paths for as long as its peer's OPEN asked for (graceful restart, RFC 4724, section 4.2),
-at most `LONGEST`; what it has not told again by its End-of-RIB goes then. Time is that of the events, in seconds of the
-Unix epoch.
+at most `LONGEST`, or for `PATIENCE` where it is our side that was started anew (section 4.1); what it has not told
+again by its End-of-RIB goes then. The relay says what does not stay even so long. Time is that of the events, in
+seconds of the monotonic clock, which is one for all processes of a host.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from bgp.path import IPAddress, IPNetwork
 
 LONGEST = 360.0  # seconds without End-of-RIB that paths of before a restart are kept, as BIRD and FRR do
-PATIENCE = 120.0  # seconds that a start waits for sessions: nothing is known before
+PATIENCE = 120.0  # seconds that a start, of the agent or of the speaker, waits for sessions
 LOCAL_PREF = 100  # of a path that bears none
 COUNTED = ("as-sequence", "as-set")
 ORIGINS = {"igp": 0, "egp": 1, "incomplete": 2}
@@ -70,17 +71,24 @@ class Inbound:
     ended: set[int] = field(default_factory=set)  # versions of which End-of-RIB has come since then
     up: float | None = None  # since when
     down: float | None = None  # since when
+    ours: bool = False  # it may be down because our side was started anew, of which its peer's OPEN says nothing
 
     def goes_up(self, when: float) -> None:
         if self.up is None:
             self.old, self.ended = {*self.paths}, set()
             self.up, self.down = when, None
 
-    def goes_down(self, when: float) -> None:
+    def goes_down(self, when: float, *, ours: bool = False) -> None:
         if self.up is not None or self.down is None:
-            self.up, self.down = None, when
+            self.up, self.down, self.ours = None, when, ours
 
     def take(self, update: Mapping[str, Any]) -> None:
+        if "down" in update:
+            self.up, self.down, self.ours = (
+                None,
+                float(update["down"]),
+                False,
+            )  # the latest event may be of an attempt that failed since
         attributes = _attributes(update.get("attributes", {}))
         for text, next_hop in update.get("put", {}).items():
             prefix = ip_network(text)
@@ -101,7 +109,7 @@ class Inbound:
     def expires(self) -> float | None:
         """When what is left from before goes, None = never."""
         if self.down is not None:
-            return self.down + min(self.side.restart, LONGEST)
+            return self.down + (PATIENCE if self.ours else min(self.side.restart, LONGEST))
         return self.up + LONGEST if self.old and self.up is not None else None
 
     def expire(self, now: float) -> bool:
@@ -122,7 +130,8 @@ class Received:
         self._speaker: tuple[int, float] | None = None
         self._is_whole = False  # the relay has told all that it has
         self._is_known = False  # and so have the peers, once: what happens to them later is an event like any other
-        self._best: NextHops | None = None
+        self._wanted: frozenset[str] = frozenset()
+        self._best: NextHops | None = None  # of these
         self._is_stale = True  # something has changed since
         self._looked = 0.0  # when the best paths were looked for
 
@@ -132,13 +141,13 @@ class Received:
         """
         if self._speaker is not None and self._speaker != speaker:
             for each in self._sessions.values():
-                each.goes_down(speaker[1])
+                each.goes_down(speaker[1], ours=True)
         self._speaker, self._is_whole, self._is_stale = speaker, False, True
 
     def lose(self, when: float) -> None:
-        """No relay is connected: sessions may have ended, and what they told stays for as long as if they had."""
+        """No relay is connected: sessions may have ended, or not."""
         for each in self._sessions.values():
-            each.goes_down(when)
+            each.goes_down(when, ours=True)
 
     def take_event(self, event: Mapping[str, Any]) -> None:
         """ExaBGP's word that a session came up or ended. Raises KeyError, TypeError or ValueError on what it is not."""
@@ -160,15 +169,18 @@ class Received:
                 inbound.side = Side(**update["side"])
             inbound.take(update)
 
-    def best(self, now: float, started: float, sessions: Iterable[str]) -> NextHops | None:
+    def best(self, now: float, started: float, sessions: Iterable[str], loaded: Iterable[str] = ()) -> NextHops | None:
         """Next hops by prefix, the same value while nothing changes, or many have changed lately (`REST`). `sessions`:
-        that there should be; others are gone. None = not known yet: nobody has told, or a session of a start at
-        `started` still may. Without sessions there is nothing to know.
+        that there should be; `loaded`: that ExaBGP has, which may be back before it has ended them. Others are gone.
+
+        None = not known yet: nobody has told, or a session of a start at `started` still may. Without sessions there is
+        nothing to know.
         """
         wanted = frozenset(sessions)
-        for name in self._sessions.keys() - wanted:
+        for name in self._sessions.keys() - wanted.union(loaded):
             del self._sessions[name]
-            self._is_stale = True
+        if wanted != self._wanted:
+            self._wanted, self._is_stale = wanted, True
         expired = [each.expire(now) for each in self._sessions.values()]
         if any(expired):
             self._is_stale = True
@@ -177,7 +189,8 @@ class Received:
             return None
         rests = self._best is not None and len(self._best) > MANY and now < self._looked + REST
         if self._best is None or (self._is_stale and not rests):
-            self._best, self._is_stale, self._looked = best_paths(self._sessions), False, now
+            here = {name: each for name, each in self._sessions.items() if name in wanted}
+            self._best, self._is_stale, self._looked = best_paths(here), False, now
         return self._best
 
     def _has_ended(self, name: str) -> bool:

@@ -162,7 +162,7 @@ class Rooms:
             passwords=passwords_of(peers, self._password_dir, before.passwords) if self._password_dir else None,
             uplinks=self._uplinks,
             upstream_lost=self.upstream().is_lost,
-            learnt=self._speaker.learnt(time.time()) if self._speaker is not None else {},
+            learnt=self._speaker.learnt() if self._speaker is not None else {},
         )
 
     def upstream(self) -> Upstream:

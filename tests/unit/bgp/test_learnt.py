@@ -82,9 +82,10 @@ def test_what_has_been_here_is_a_loop(attributes: Attributes, told: bool) -> Non
 # --- a session's life, by ExaBGP's own events through the relay's memory
 
 
-def state(session: str, word: str, when: float) -> dict[str, Any]:
+def state(session: str, word: str, when: float, reason: str = "closing connection") -> dict[str, Any]:
     peer, local = session.split(",")
-    return {"type": "state", "time": when, "neighbor": {"address": {"peer": peer, "local": local}, "state": word}}
+    said = {"state": word, **({"reason": reason} if word == "down" else {})}
+    return {"type": "state", "time": when, "neighbor": {"address": {"peer": peer, "local": local}, **said}}
 
 
 def of(session: str, kind: str, **content: Any) -> dict[str, Any]:
@@ -93,8 +94,12 @@ def of(session: str, kind: str, **content: Any) -> dict[str, Any]:
     return {"type": kind, "neighbor": {**neighbor, "router-id": "10.0.0.11", **content}}
 
 
-def opened(session: str, restart: int | None = 120) -> dict[str, Any]:
-    graceful = {"64": {"name": "graceful restart", "time": restart}} if restart is not None else {}
+BOTH = {"ipv4/unicast": ["restart"], "ipv6/unicast": ["restart"]}  # as ExaBGP writes the F bits
+
+
+def opened(session: str, restart: int | None = 120, flags: dict[str, list[str]] = BOTH) -> dict[str, Any]:
+    asked = {"name": "graceful restart", "time": restart, "address-family-flags": flags}
+    graceful = {"64": asked} if restart is not None else {}
     capabilities = {"1": ["ipv4/unicast"], **graceful}
     return of(session, "open", open={"router_id": session.split(",")[0], "capabilities": capabilities})
 
@@ -117,12 +122,17 @@ def ended(session: str, family: str = "ipv4") -> dict[str, Any]:
     return of(session, "update", message={"eor": {"afi": family, "safi": "unicast"}})
 
 
+CONFIGURATION = (
+    f"# peer {A} ab\n# peer {B} ab\n" + '    description "import 10.244.0.0/16,fd00:244::/32 keepalive 3";\n'
+)
+
+
 class World:
     """A relay that remembers, and an agent that may be started again."""
 
     def __init__(self) -> None:
         self.relay = Kept()
-        self.relay.configure('    description "import 10.244.0.0/16,fd00:244::/32 keepalive 3";\n')
+        self.relay.configure(CONFIGURATION)
         self.states: dict[str, dict[str, Any]] = {}
         self.speaker = (7, 1.0)
         self.agent_starts(1000.0)
@@ -139,9 +149,8 @@ class World:
             self.agent.take(update)
 
     def speaker_starts(self, when: float) -> None:
-        networks = self.relay.networks
         self.relay, self.states, self.speaker = Kept(), {}, (8, when)
-        self.relay.networks = networks
+        self.relay.configure(CONFIGURATION)
         self.connect()
 
     def say(self, *events: dict[str, Any]) -> None:
@@ -150,8 +159,10 @@ class World:
                 address = event["neighbor"]["address"]
                 name = f"{address['peer']},{address['local']}"
                 self.states[name] = event
-                if event["neighbor"]["state"] == "up":
-                    self.relay.goes_up(name)
+                is_up = event["neighbor"]["state"] == "up"
+                reason = event["neighbor"].get("reason", "")
+                gone = self.relay.goes_up(name) if is_up else self.relay.goes_down(name, reason, event["time"])
+                self.agent.take(gone or {})
                 self.agent.take_event(event)
             elif (update := self.relay.take(event)) is not None:
                 self.agent.take(update)
@@ -159,8 +170,14 @@ class World:
     def best(self, now: float, *sessions: str) -> NextHops | None:
         return self.agent.best(now, self.started, sessions or (A,))
 
-    def begin(self, session: str = A, when: float = 1000.0, restart: int | None = 120) -> None:
-        self.say(opened(session, restart), state(session, "up", when))
+    def begin(
+        self,
+        session: str = A,
+        when: float = 1000.0,
+        restart: int | None = 120,
+        flags: dict[str, list[str]] = BOTH,
+    ) -> None:
+        self.say(opened(session, restart, flags), state(session, "up", when))
 
 
 @pytest.fixture
@@ -220,6 +237,70 @@ def test_a_session_that_ends_leaves_its_paths_for_the_time_that_its_peer_asked_f
     assert world.best(3000) == {}, "it offers no graceful restart"
 
 
+@pytest.mark.parametrize(
+    "reason", ["notification sent (6,10)", "notification received (6,2)", "notification sent (4,0)"]
+)
+def test_a_session_that_ends_by_a_notification_leaves_nothing(world: World, reason: str) -> None:
+    """Whoever sent it: as BFD does, the hold timer, an administrator (RFC 4724, section 4)."""
+    world.say(state(A, "down", 2000.0, reason))
+    assert world.best(2000) == {}
+    world.agent_starts(2001.0)
+    assert world.best(2001 + PATIENCE) == {}
+
+
+def test_attempts_that_fail_change_nothing_of_what_is_kept(world: World) -> None:
+    world.say(state(A, "down", 2000.0), state(A, "down", 2010.0, "notification received (6,5)"))
+    assert world.best(2011) == {PREFIX: (HOP,)}
+    world.say(state(A, "down", 2100.0, "connection to 10.0.0.1:179 failed"))
+    world.agent_starts(2110.0)
+    assert world.best(2119) == {PREFIX: (HOP,)}
+    assert world.best(2120) == {}
+
+
+@pytest.mark.parametrize(("family", "stays"), [("ipv4/unicast", True), ("ipv6/unicast", False)])
+def test_what_is_kept_is_of_the_families_that_the_peer_named(family: str, *, stays: bool) -> None:
+    """FRR, as it is by default, names none: it keeps others' paths, and asks for nothing itself."""
+    world = World()
+    world.begin(flags={family: []})
+    world.say(announced(A, str(PREFIX)), ended(A), state(A, "down", 2000.0))
+    assert world.best(2001) == ({PREFIX: (HOP,)} if stays else {})
+
+
+@pytest.mark.parametrize(("restart", "flags"), [(None, {}), (120, {}), (120, {"ipv4/unicast": []})])
+def test_a_peer_that_comes_back_without_its_routes_loses_its_paths(
+    world: World, restart: int | None, flags: dict[str, list[str]]
+) -> None:
+    world.say(state(A, "down", 2000.0))
+    assert world.best(2001) == {PREFIX: (HOP,)}
+    world.begin(when=2010.0, restart=restart, flags=flags)
+    assert world.best(2010) == {}
+
+
+def test_a_session_that_the_configuration_named_once_is_over(world: World) -> None:
+    world.relay.configure("")
+    world.relay.configure(CONFIGURATION)
+    assert [*world.relay.replay()] == [{"whole": True}]
+    world.relay.configure(CONFIGURATION.replace(A, "10.0.0.3,10.0.0.11"))
+    world.begin(B)
+    world.relay.configure(CONFIGURATION.replace(B, A))
+    assert [*world.relay.replay()] == [{"whole": True}]
+
+
+def test_what_one_update_withdraws_and_announces_is_announced(world: World) -> None:
+    """RFC 4271, section 4.3."""
+    both = announced(A, str(PREFIX), hop="10.0.0.9")
+    both["neighbor"]["message"]["update"]["withdraw"] = {"ipv4 unicast": [{"nlri": str(PREFIX)}]}
+    world.say(both)
+    assert world.best(1001) == {PREFIX: (ip_address("10.0.0.9"),)}
+
+
+def test_bits_behind_a_prefix_do_not_count(world: World) -> None:
+    world.say(announced(A, "10.244.3.7/24"))
+    assert world.best(1001) == {PREFIX: (HOP,), ip_network("10.244.3.0/24"): (HOP,)}
+    world.say(withdrawn(A, "10.244.3.9/24"))
+    assert world.best(1001) == {PREFIX: (HOP,)}
+
+
 def test_what_is_not_told_again_goes_with_the_end_of_rib_and_not_before(world: World) -> None:
     world.say(announced(A, "10.244.3.0/24"), state(A, "down", 2000.0))
     world.begin(when=2010.0)
@@ -266,8 +347,15 @@ def test_an_agent_that_hears_nothing_of_the_speaker_keeps_paths_for_a_while(worl
     assert world.best(2620) == {}
 
 
-def test_another_speaker_leaves_paths_until_its_sessions_have_told_all(world: World) -> None:
+@pytest.mark.parametrize("restart", [120, 0, None])
+def test_another_speaker_leaves_paths_until_its_sessions_have_told_all(restart: int | None) -> None:
+    """Whatever the peer asked for in case of its own restart."""
+    world = World()
+    world.begin(restart=restart)
+    world.say(announced(A, str(PREFIX)), ended(A))
     world.speaker_starts(2000.0)
+    world.say(state(A, "down", 2001.0, "connection to 10.0.0.1:179 failed"))
+    world.connect()
     assert world.best(2010) == {PREFIX: (HOP,)}
     world.begin(when=2015.0)
     assert world.best(2016) == {PREFIX: (HOP,)}
@@ -286,6 +374,13 @@ def test_a_session_that_is_no_longer_wanted_is_forgotten(world: World) -> None:
     world.say(announced(B, str(PREFIX), hop="10.0.0.2"), ended(B))
     assert world.best(1001, A, B) == {PREFIX: (HOP, OTHER_HOP)}
     assert world.best(1001, B) == {PREFIX: (OTHER_HOP,)}
+    assert world.best(1001, A, B) == {PREFIX: (OTHER_HOP,)}
+
+
+def test_a_session_that_is_back_before_it_was_ended_has_its_paths(world: World) -> None:
+    """Its removal waits for withdrawals, and the peer would not tell again."""
+    for sessions, paths in (((A,), {PREFIX: (HOP,)}), ((), {}), ((A,), {PREFIX: (HOP,)})):
+        assert world.agent.best(1001, world.started, sessions, (A,)) == paths
 
 
 def test_the_same_paths_are_the_same_value(world: World) -> None:

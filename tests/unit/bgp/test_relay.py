@@ -225,23 +225,31 @@ def test_what_peers_announce_is_told_and_told_again(bench: Bench) -> None:
     second.close()
 
 
-def test_a_peer_that_told_another_relay_is_asked_again(tmp_path: Path) -> None:
-    """One that was ended; ExaBGP says to the next which sessions are up."""
+@pytest.mark.parametrize(
+    ("refresh", "families"),
+    [("normal", ["ipv4", "ipv6"]), ("enhanced", ["ipv6"]), ("absent", ["ipv4", "ipv6"])],
+)
+def test_a_peer_that_told_another_relay_is_asked_again(tmp_path: Path, refresh: str, families: list[str]) -> None:
+    """One that was ended; ExaBGP says to the next which sessions are up. Who has not offered to be asked is not."""
+    agreed = json.dumps({"refresh": refresh, "families": [f"{family} unicast" for family in families]})
     (tmp_path / relay.CONFIGURATION).write_text('neighbor 10.0.0.2 {\n    description "import 10.244.0.0/16";\n}\n')
     bench = Bench(tmp_path)
     try:
         nonce = bench.exabgp.take().removeprefix("routerd hello ")
         who = {"nonce": nonce, "exabgp": "5.0.15", "pid": 7, "started": 1.5, "peers": {}}
         bench.exabgp.send(json.dumps({"routerd": who}))
+        bench.exabgp.send(NEGOTIATED.replace("{}", agreed))
         bench.exabgp.send(UP)
         bench.exabgp.send("done")
-        for family in ("ipv4", "ipv6"):
+        for family in families if refresh != "absent" else ():
             assert bench.exabgp.take() == f"neighbor 10.0.0.2 local-ip 10.0.0.1 announce route-refresh {family} unicast"
             bench.exabgp.send("done")
         bench.exabgp.send(UPDATE % WHO)
         agent = bench.agent()
-        agent.take()
-        assert agent.take()["update"]["put"] == TOLD["put"]
+        told = [agent.take() for _ in range(3)]
+        assert TOLD["put"] in [each["update"].get("put") for each in told[1:]]
+        agent.ask(id=1, command="what comes next")
+        assert bench.exabgp.take() == "what comes next"
         agent.close()
     finally:
         bench.close()

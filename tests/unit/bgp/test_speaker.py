@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
@@ -280,6 +281,30 @@ async def test_sessions_of_a_configuration_that_names_them_otherwise_are_known_t
         assert await speaker.settled(5)
         assert speaker.peers[A.key].state == "up"
         assert relay.commands[-1] == "neighbor 10.0.0.2 local-ip 10.0.0.1 announce eor ipv4 unicast"
+
+
+@story
+async def test_what_a_peer_announced_stays_by_the_clock_of_exabgp_s_events(socket: Path) -> None:
+    """It is the monotonic one, whatever the wall clock says (`test_patches`)."""
+    relay = FakeRelay()
+    importing, token = replace(A, imports=(ip_network("10.244.0.0/16"),)), A.key.token
+    learnt = {ip_network("10.244.2.0/24"): (A.address,)}
+    neighbor = {"address": {"peer": str(A.address), "local": str(A.local_address)}, "state": "down"}
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((importing, [])))
+        assert await speaker.settled(5)
+        for update in (
+            {"session": token, "side": {"local_as": 64512, "peer_as": 65000, "restart": 120}},
+            {"session": token, "put": {"10.244.2.0/24": str(A.address)}, "end": 4},
+            {"whole": True},
+        ):
+            speaker.received.take(update)
+        assert speaker.learnt() == learnt
+        down = {"type": "state", "neighbor": neighbor}
+        speaker.received.take_event({**down, "time": time.monotonic()})
+        assert speaker.learnt() == learnt
+        speaker.received.take({"session": token, "down": time.monotonic() - 121})
+        assert speaker.learnt() == {}
 
 
 @story
