@@ -370,6 +370,5 @@ def _fields(ends: Ends) -> dict[str, str]:
 
 
 def _stripped(report: Report) -> Report:
-    """Without what changes by itself: the wall clock's steps, and counts of what is not ours."""
-    views = {ends: replace(each, since=0.0) for ends, each in report.sessions.items()}
-    return replace(report, refused={}, sessions=views)
+    """Without what changes by itself: counts of what is not ours."""
+    return replace(report, refused={})

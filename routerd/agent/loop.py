@@ -301,7 +301,7 @@ class Agent:
         egress = (await self._counted()).egress if kind in ("gateways", "nodes") else EgressStatus()
         view = View(
             self._snapshot, self._state, self._host.peers(), nat, self._states(), time.time(), egress.probed,
-            egress.tunnel_packets, self._pod_addresses(), self._host.routes(),
+            egress.tunnel_packets, self._pod_addresses(), self._host.routes(), time.monotonic(),
         )  # fmt: skip
         return rows(kind, view)
 

@@ -83,6 +83,7 @@ class View:
     tunnel_packets: TunnelWay | None = None
     pod_addresses: PodAddresses = field(default_factory=PodAddresses)
     routes: RouteStatus = field(default_factory=RouteStatus)
+    ticks: float | None = None  # seconds of the monotonic clock, likewise
 
 
 def rows(kind: str, view: View) -> list[Row]:
@@ -235,11 +236,11 @@ def _bfd(view: View) -> list[Row]:
     table: list[Row] = []
     for key, order in sorted(view.state.watched.items(), key=lambda item: item[0].order):
         found = view.peers.get(key) or PeerView(key)
-        table.append(_bfd_row(order, found.bfd, view.now))
+        table.append(_bfd_row(order, found.bfd, view.ticks))
     return table
 
 
-def _bfd_row(order: Order, found: Watched | None, now: float | None) -> Row:
+def _bfd_row(order: Order, found: Watched | None, ticks: float | None) -> Row:
     """Intervals as agreed; where nobody says, as wanted."""
     row: Row = {**dict.fromkeys(COLUMNS["bfd"]), "peer": str(order.peer), "local_address": str(order.local)}
     if found is None:
@@ -248,7 +249,7 @@ def _bfd_row(order: Order, found: Watched | None, now: float | None) -> Row:
         **row,
         "state": found.state,
         "peer_state": found.peer_state,
-        "since_seconds": None if now is None else round(max(now - found.since, 0.0), 1),
+        "since_seconds": None if ticks is None else round(max(ticks - found.since, 0.0), 1),
         "interval_ms": found.interval / 1000,
         "detection_ms": found.detection / 1000,
         "flaps": found.falls,

@@ -85,7 +85,7 @@ def test_whose_an_address_of_the_node_is() -> None:
 def test_a_peer_that_is_watched_is_shown_with_what_bfd_says() -> None:
     assert (one("peers")["bfd"], one("bfd")["state"], one("bfd")["interval_ms"]) == ("unknown", "unknown", 50.0)
     said = Watched(TOR, SESSION.local, "down", 90.0, 2, True, "init", 60_000, 180_000, "it was silent")
-    shown = replace(view(), peers={SESSION: PeerView(SESSION, UP, bfd=said)}, now=100.0)
+    shown = replace(view(), peers={SESSION: PeerView(SESSION, UP, bfd=said)}, now=1.8e9, ticks=100.0)
     (row,) = rows("bfd", shown)
     assert row == {
         "peer": str(TOR), "local_address": str(SESSION.local), "state": "down", "peer_state": "init",
