@@ -228,6 +228,7 @@ def partly(
     announced: Announcements, before: Mapping[SessionKey, AdjRibOut], carried: Callable[[Ref], bool]
 ) -> BgpDesired:
     """`announced`, with a path none of whose owners is `carried` as it was `before`: what it leads to is not in place.
+    A session by another source goes on with what the router had by the one that it replaces.
 
     Returns `announced.desired` itself where nothing differs.
     """
@@ -247,8 +248,9 @@ def partly(
 
     found: dict[tuple[int, int], AdjRibOut] = {}  # sessions of one family share a table
     ribs: dict[SessionKey, AdjRibOut] = {}
+    replaced = {key.peer: rib for key, rib in before.items() if key not in announced.desired.ribs}
     for peer, rib in announced.desired.ribs.items():
-        old = before.get(peer, NO_PATHS)
+        old = before.get(peer) or replaced.get(peer.peer, NO_PATHS)
         if (id(rib), id(old)) not in found:
             found[id(rib), id(old)] = safe(rib, old)
         ribs[peer] = found[id(rib), id(old)]

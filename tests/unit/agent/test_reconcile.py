@@ -53,9 +53,11 @@ def test_a_peer_hears_that_it_has_all_only_when_it_has() -> None:
 
 
 def test_a_new_agent_withdraws_nothing_that_the_one_before_announced() -> None:
-    world = World(adopted={SESSION: {EGRESS_IP: Path(EGRESS_IP, local_pref=1000, med=0)}})
-    rounds(world, state())
-    assert world.journal == ["announce 1000", "prepare group 7"]
+    carried = {EGRESS_IP: Path(EGRESS_IP, local_pref=1000, med=0)}
+    for session in (SESSION, SESSION._replace(local=ip_address("10.0.9.9"))):  # another source has taken its place
+        world = World(adopted={session: carried})
+        rounds(world, state())
+        assert world.journal == ["announce 1000", "prepare group 7"]
 
 
 def test_withdrawal_comes_before_what_it_leads_to_is_removed() -> None:
