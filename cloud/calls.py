@@ -74,10 +74,10 @@ class AssignPrefix6:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """This very address, away from whichever interface has it as a secondary one."""
+    """These very addresses, away from whichever interface has one as a secondary one: all of them, or none."""
 
     interface: str
-    address: IPv4Address
+    addresses: tuple[IPv4Address, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +142,8 @@ def read_call(kind: str, *cells: Any) -> Call:
         interface, blocks = cells
         return Unassign(interface, tuple(map(ip_network, blocks)))
     if kind == "take":
-        interface, address = cells
-        return Take(interface, IPv4Address(address))
+        interface, addresses = cells
+        return Take(interface, tuple(map(IPv4Address, addresses)))
     if kind == "create":
         token, subnet, groups, count, prefixes, prefix6, tags = cells
         return Create(token, subnet, tuple(groups), count, prefixes, prefix6, tuple((key, text) for key, text in tags))

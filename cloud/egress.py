@@ -47,6 +47,7 @@ class Unseated:
 
 
 Seats = dict[IPv4Address, Seat]
+Move = Take | Unassign
 
 
 def seat_row(each: Seat) -> Row:
@@ -153,9 +154,12 @@ def moves(
     *,
     releases: bool,
     reassigns: bool,
+    at_once: int = 0,
 ) -> tuple[dict[IPv4Address, Call], tuple[Unseated, ...]]:
-    """The next call for each address, if any. `resting`: addresses of which a call was refused a moment ago."""
-    calls: dict[IPv4Address, Call] = {}
+    """The next call for each address, if any: one for those of a group that go the same way, of at most `at_once`; 0 =
+    all of them. `resting`: addresses of which a call was refused a moment ago.
+    """
+    calls: dict[IPv4Address, Move] = {}
     unseated: list[Unseated] = []
     holders = _holders(inventory)
     for group in wanted:
@@ -177,12 +181,27 @@ def moves(
         if address not in asked and seat.interface and releases:
             calls[address] = Unassign(seat.interface, (IPv4Network(address),))
     due = {address: call for address, call in calls.items() if _may_send(seats[address], resting)}
-    return due, tuple(unseated)
+    return _together(due, wanted, at_once), tuple(unseated)
 
 
-def _move(address: IPv4Address, holder: Interface | None, target: Interface, reassigns: bool) -> Call:
+def _together(calls: Mapping[IPv4Address, Move], wanted: Iterable[Wanted], at_once: int) -> dict[IPv4Address, Call]:
+    """Groups apart, as who refuses one address of a call refuses all."""
+    groups = {address: number for number, each in enumerate(wanted) for address in each.addresses}
+    alike: dict[tuple[type[Move], str, int], list[IPv4Address]] = {}
+    for address, call in calls.items():
+        alike.setdefault((type(call), call.interface, groups.get(address, -1)), []).append(address)
+    found: dict[IPv4Address, Call] = {}
+    for (kind, interface, _), addresses in alike.items():
+        size = at_once or len(addresses)
+        for part in (addresses[start : start + size] for start in range(0, len(addresses), size)):
+            blocks = tuple(map(IPv4Network, part))
+            found |= dict.fromkeys(part, Take(interface, tuple(part)) if kind is Take else Unassign(interface, blocks))
+    return found
+
+
+def _move(address: IPv4Address, holder: Interface | None, target: Interface, reassigns: bool) -> Move:
     if holder is None or holder.id == target.id or reassigns:
-        return Take(target.id, address)
+        return Take(target.id, (address,))
     return Unassign(holder.id, (IPv4Network(address),))
 
 

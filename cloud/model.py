@@ -34,6 +34,8 @@ class Api:
     """Each interface has a /80 prefix, not each instance."""
     makes: bool = True
     """Interfaces are made for pods; else those that an instance has are for them."""
+    whole: bool = False
+    """A call writes its whole interface, and while that is under way another one is refused."""
 
 
 @dataclass(frozen=True, slots=True)

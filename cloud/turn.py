@@ -53,7 +53,7 @@ class Order:
     instance: str = ""  # "" = for none: a leak
     again: bool = False  # it was sent before, and nobody knows what became of it
     subnet: str = ""  # whose addresses it takes
-    address: IPv4Address | None = None  # of an egress address that moves
+    addresses: tuple[IPv4Address, ...] = ()  # of egress, that move
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +88,32 @@ def decide(
     suspected = suspects(inventory, holdings, demands, rules, memory.suspected, now)
     refused = {IPv4Address(name): rest for (kind, name), rest in sorted(rests.items()) if kind == "address"}
     moves, unseated = egress.moves(
-        taken, inventory, wanted, refused.keys(), releases=rules.releases, reassigns=rules.api.reassigns
-    )
+        taken, inventory, wanted, refused.keys(),
+        releases=rules.releases, reassigns=rules.api.reassigns, at_once=rules.api.at_once,
+    )  # fmt: skip
     unseated += tuple(Unseated(address, rest.reason, f"{address}: {rest.message}") for address, rest in refused.items())
-    due = [Order(call, address=address) for address, call in moves.items()]
+    due = [Order(call, addresses=addresses) for call, addresses in _by_call(moves).items()]
     due += [_order(name, call, holdings, inventory) for name, call in planned.calls.items()]
     due += [Order(Delete(name)) for name in leaks(suspected, now)] if rules.releases else []
+    due = _one_by_one(due) if rules.api.whole else due
     buckets, orders, wait = _within(memory.buckets, due, action, now)
     for order in orders:
         if order.instance and not order.again:
             holdings[order.instance] = _intended(order, holdings, demands, now)
-    taken = egress.intended(taken, {each.address: each.call for each in orders if each.address is not None}, now)
+    taken = egress.intended(taken, {address: each.call for each in orders for address in each.addresses}, now)
     holdings = {name: numbered(known.get(name), each, now) for name, each in holdings.items()}
     reasons = (*planned.reasons, *_resting(rests, demands))
     return Turn(holdings, Memory(buckets, rests, suspected), taken, unseated, tuple(orders), reasons, wait)
+
+
+def _by_call(moves: Mapping[IPv4Address, Call]) -> dict[Call, tuple[IPv4Address, ...]]:
+    return {call: tuple(each for each, one in moves.items() if one == call) for call in moves.values()}
+
+
+def _one_by_one(due: list[Order]) -> list[Order]:
+    """The first one of each interface; the others come with the next turns."""
+    first = {getattr(order.call, "interface", ""): order for order in reversed(due)}
+    return [order for order in due if first[getattr(order.call, "interface", "")] is order]
 
 
 def _intended(order: Order, holdings: Holdings, demands: Demands, now: float) -> Holding:
@@ -159,7 +171,7 @@ def learn(turn: Turn, outcomes: Mapping[Order, Outcome], now: float, action: Cal
             rests |= _rest(order, outcome, now) if isinstance(outcome, Refused) else {}
         if order.instance in holdings:
             holdings[order.instance] = _after(holdings[order.instance], order, outcome, now)
-    moved = {order.address: outcome for order, outcome in outcomes.items() if order.address is not None}
+    moved = {address: outcome for order, outcome in outcomes.items() for address in order.addresses}
     memory = replace(turn.memory, rests=rests, buckets=buckets)
     return replace(turn, holdings=holdings, memory=memory, seats=egress.learned(turn.seats, moved, now))
 
@@ -187,6 +199,6 @@ def _rest(order: Order, outcome: Refused, now: float) -> dict[Key, Rest]:
         return {("prefixes", order.subnet): Rest(until), ("addresses", order.subnet): Rest(until)}
     reason = {"denied": "CloudDenied", "limit": "CloudLimit"}.get(outcome.problem, "CloudRefused")
     rest = Rest(until, reason, outcome.message)
-    if order.address is not None:
-        return {("address", str(order.address)): rest}
+    if order.addresses:
+        return {("address", str(each)): rest for each in order.addresses}
     return {("instance", order.instance): rest} if order.instance else {}

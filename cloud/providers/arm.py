@@ -12,7 +12,7 @@ from cloud.buckets import Rate
 from cloud.calls import Problem
 from cloud.model import Api, Vpc
 
-API = Api(tokens=True, reassigns=False, makes=False)
+API = Api(tokens=True, reassigns=False, makes=False, whole=True)
 VPC = Vpc(router6=IPv6Address("fe80::1234:5678:9abc"), metadata=(IPv4Address("169.254.169.254"),))
 NETWORK, OF_SCALE_SETS, COMPUTE = "2025-03-01", "2018-10-01", "2026-04-01"  # api-version
 

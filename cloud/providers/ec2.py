@@ -76,7 +76,7 @@ def request(call: Call) -> Request:
         case Take():
             return "AssignPrivateIpAddresses", {
                 "NetworkInterfaceId": call.interface,
-                "PrivateIpAddresses": [str(call.address)],
+                "PrivateIpAddresses": [str(each) for each in call.addresses],
                 "AllowReassignment": True,
             }
         case Unassign():

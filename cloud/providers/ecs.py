@@ -98,8 +98,8 @@ def request(call: Call) -> Request:
         case Delete():
             return "DeleteNetworkInterface", {"NetworkInterfaceId": call.interface}
         case Take():
-            parameters = {"NetworkInterfaceId": call.interface, "PrivateIpAddress": [str(call.address)]}
-            return "AssignPrivateIpAddresses", parameters
+            named = [str(each) for each in call.addresses]
+            return "AssignPrivateIpAddresses", {"NetworkInterfaceId": call.interface, "PrivateIpAddress": named}
         case Bind():
             raise NotImplementedError(f"{call}: never planned for Alibaba Cloud")
 

@@ -135,24 +135,27 @@ def changed(there: list[Data], call: Call) -> list[Data] | None:
     if isinstance(call, Unassign):
         kept = [each for each in there if not is_ours(each) or not set(block_of(each)) & set(call.blocks)]
         return kept if len(kept) < len(there) else None
-    if isinstance(call, Take) and (holder := _holder(there, call)) is not None:
-        if not is_ours(holder):  # no look would show it as taken, and it would be asked for again for ever
-            message = f"{call.address} is of IP configuration {holder['name']} of {call.interface}, which is not ours"
-            raise CloudFault("not-now", "PrivateIPAddressInUse", message)
-        return None
+    if isinstance(call, Take):
+        _refuse_others(there, call)
     names = {each["name"] for each in there}
     lacking = [name for name in _names(call) if name not in names]
     return [*there, *(_configuration(name, there, call) for name in lacking)] if lacking else None
 
 
-def _holder(there: list[Data], call: Take) -> Data | None:
-    return next((each for each in there if IPv4Network(call.address) in block_of(each)), None)
+def _refuse_others(there: list[Data], call: Take) -> None:
+    """Raises CloudFault: no look shows as taken what is not ours by its name, and it would be asked for for ever."""
+    wanted = {IPv4Network(each) for each in call.addresses}
+    for each in there:
+        if not is_ours(each) and (found := wanted.intersection(block_of(each))):
+            address = found.pop().network_address
+            message = f"{address} is of IP configuration {each['name']} of {call.interface}, which is not ours"
+            raise CloudFault("not-now", "PrivateIPAddressInUse", message)
 
 
 def _names(call: Call) -> list[str]:
     """Of what the call asks for: the same ones, however often it is sent."""
     if isinstance(call, Take):
-        return [OF_EGRESS + str(call.address).replace(".", "-")]
+        return [OF_EGRESS + str(each).replace(".", "-") for each in call.addresses]
     assert isinstance(call, Assign | AssignPrefix6)
     text = sha256(call.token.encode()).hexdigest()[:16]
     return [f"{OURS}{text}-{number}" for number in range(call.count if isinstance(call, Assign) else 1)]
@@ -170,7 +173,8 @@ def _configuration(name: str, there: list[Data], call: Call) -> Data:
     if own.get("applicationSecurityGroups"):
         given["applicationSecurityGroups"] = own["applicationSecurityGroups"]
     if isinstance(call, Take):
-        given |= {"privateIPAllocationMethod": "Static", "privateIPAddress": str(call.address)}
+        address = name.removeprefix(OF_EGRESS).replace("-", ".")
+        given |= {"privateIPAllocationMethod": "Static", "privateIPAddress": address}
     if isinstance(call, AssignPrefix6):
         given["privateIPAddressPrefixLength"] = 80
     if isinstance(call, Assign) and call.prefixes:

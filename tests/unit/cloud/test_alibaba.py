@@ -112,9 +112,9 @@ def test_an_address_that_is_named_is_given_by_the_real_sdk_and_taken_from_nobody
     world.cloud.add_instance("i-2", "subnet-1")
     one, two = (world.cloud.of(name)[0].id for name in ("i-1", "i-2"))
     address = IPv4Address("10.0.0.200")
-    assert world.backend.send(Take(one, address)) == Done()
+    assert world.backend.send(Take(one, (address,))) == Done()
     assert world.backend.describe(["i-1"]).interfaces[one].blocks == (ip_network("10.0.0.200/32"),)
-    refused = world.backend.send(Take(two, address))
+    refused = world.backend.send(Take(two, (address,)))
     assert isinstance(refused, Refused) and refused.code == "InvalidIPAddress.AlreadyUsed"
 
 

@@ -104,7 +104,7 @@ def test_each_change_over_http_leaves_everything_else_as_it_was(world: World, na
         assert world.backend.send(call) == done, "the same token gives no more"
         given += done.blocks
     if name == "i-1":
-        take = Take(target, IPv4Address("10.0.0.200"))
+        take = Take(target, (IPv4Address("10.0.0.200"),))
         assert [world.backend.send(take) for _ in range(2)] == [Done(), Done()]
         given.append(ip_network("10.0.0.200/32"))
     assert set(world.backend.describe([name]).interfaces[target].blocks) == set(given)
@@ -234,7 +234,7 @@ def test_a_look_that_is_throttled_says_for_how_long(world: World) -> None:
 
 
 def test_an_address_that_somebody_has_is_not_taken(world: World) -> None:
-    refused = world.backend.send(Take(interface(world.cloud), world.cloud.of("i-1")[0].primary))
+    refused = world.backend.send(Take(interface(world.cloud), (world.cloud.of("i-1")[0].primary,)))
     assert isinstance(refused, Refused) and refused.code == "PrivateIPAddressInUse"
 
 

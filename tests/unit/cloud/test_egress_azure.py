@@ -123,6 +123,22 @@ def test_an_address_that_is_somebodys_configuration_of_the_gateway_itself_is_tol
     assert configurations(world, "g-1") == ["ipconfig1"] + ["theirs"] * (not is_primary)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_several_addresses_move_within_the_pause_of_one(groups: int) -> None:
+    """Those of a group by one write each way: while one is under way Azure refuses the next. Groups one by one."""
+    world = gateways()
+    addresses = [IPv4Address(f"10.0.0.{number}") for number in range(200, 208)]
+    parts = [tuple(addresses[start::groups]) for start in range(groups)]
+    world.wanted = tuple(Wanted(part, ("g-1", "g-2")) for part in parts)
+    world.run(60, step=2)
+    before = world.cloud.mutations()[PUT]
+    world.wanted = tuple(Wanted(part, ("g-2",)) for part in parts)
+    world.run(14 * groups, step=2)
+    assert {world.seats[address].instance for address in addresses} == {"g-2"}
+    assert world.cloud.mutations()[PUT] == before + 2 * groups
+    assert not [code for _, _, _, code in world.cloud.log if code == "AnotherOperationInProgress"]
+
+
 def test_a_gateway_that_is_deleted_without_its_interface_loses_the_address() -> None:
     """As `deleteOption` Detach, which is the default, leaves it: Azure gives nobody else what an interface has."""
     world = gateways()

@@ -574,7 +574,7 @@ def test_calls_are_rows_and_rows_are_calls() -> None:
         Unassign("e", (ip_network("10.0.0.1/32"),)),
         Detach("e", "a", "i"),
         Delete("e"),
-        Take("e", IPv4Address("10.0.0.1")),
+        Take("e", (IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2"))),
     ]
     assert [read_call(*call_row(each)) for each in calls] == calls
     assert {type(each) for each in calls} == set(KINDS.values())
