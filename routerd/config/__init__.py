@@ -17,6 +17,7 @@ from typing import Literal, cast
 from bpf.layout import PROBES_KEPT
 from egress.entries import is_sayable
 from egress.policy import NetworkPolicy, Transport, TunnelPackets
+from eni.plan import MARK
 from routerd.config.cloud import CloudSettings, read_cloud
 from routerd.errors import InputError
 from routerd.formats.compose import documents
@@ -317,6 +318,12 @@ def read_config(value: Value) -> Config:
     )  # fmt: skip
     state_dir = _path(section, "state-dir", DEFAULT.state_dir)
     pod_cidrs = _pod_cidrs(section)
+    egress, cloud = _egress(section), read_cloud(section.section("cloud"))
+    told = section.section("egress")
+    if told is not None and cloud.provider != "none" and 1 << egress.forward_mark_bit == MARK:
+        told.require("forward-mark-bit").expected(
+            "another bit beside cloud, whose nodes mark what is for pods by this one"
+        )
     return Config(
         node_name=section.string("node-name") or own_name(),
         store=_store(section, state_dir),
@@ -330,12 +337,12 @@ def read_config(value: Value) -> Config:
             *(item.network() for item in section.items("cluster-cidrs")),
             *(each.network for each in pod_cidrs),
         ),
-        egress=_egress(section),
+        egress=egress,
         bgp=_bgp(section),
         native_routing=_native_routing(section),
         drain=_drain(section),
         operator=_operator(section, state_dir),
-        cloud=read_cloud(section.section("cloud")),
+        cloud=cloud,
         pod_addresses=_pod_addresses(section),
         pod_cidrs=pod_cidrs,
         pod_cidr_source=cast(Literal["auto", "node", "routerd"], _choice(section, "pod-cidr-source", *SOURCES)),

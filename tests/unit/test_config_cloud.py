@@ -86,6 +86,13 @@ def test_a_vm_of_azure_serves_pods_by_its_first_interface_unless_that_is_for_egr
     assert config.cloud.rules.first_index == first
 
 
+def test_the_bit_by_which_nodes_of_a_cloud_mark_is_not_egresses() -> None:
+    egress = "egress: {forward-mark-bit: 7}\n"
+    assert parse_config(f"{HEAD}{egress}cloud: {{provider: none}}\n").egress.forward_mark_bit == 7
+    with pytest.raises(InputError, match=r'egress\.forward-mark-bit: found "7", expected another bit'):
+        parse_config(f"{HEAD}{egress}cloud: {GOOD}}}\n")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
