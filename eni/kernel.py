@@ -28,6 +28,7 @@ from eni.plan import (
     Add,
     Delete,
     Desired,
+    IPAddress,
     IPNetwork,
     Link,
     Load,
@@ -56,16 +57,24 @@ def observe(desired: Desired) -> Observed:
             primary = links.get(_default(ip), ("", None))[1]
             rules = frozenset(_rule(each) for each in _both(ip.get_rules) if _is_ours(each))
             routes = frozenset(_route(each) for each in _both(ip.get_routes) if _is_our_route(each))
+            blocks = [block for each in desired.interfaces for block in each.blocks]
+            own = frozenset(each for each in _addresses(ip) if any(each in block for block in blocks))
         except NetlinkError as error:
             raise OSError(error.code, str(error)) from error
     wanted = {each.mac for each in desired.interfaces}
     mine = {mac: link for mac, link in reversed(links.values()) if mac in wanted}
     settings = _settings(link.name for link in (*mine.values(), primary) if link is not None)
-    return Observed(mine, primary, rules, routes, settings, _table())
+    return Observed(mine, primary, rules, routes, settings, _table(), own=own)
 
 
 def _both(get: Callable[..., Iterable[Any]]) -> Iterator[Any]:
     return (each for family in FAMILIES.values() for each in get(family=family))
+
+
+def _addresses(ip: Any) -> Iterator[IPAddress]:
+    """Of the host. That of a pointopoint device is IFA_LOCAL; IPv6 has only IFA_ADDRESS."""
+    for message in ip.get_addr():
+        yield ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
 
 
 def _link(message: Any) -> tuple[str, Link | None]:

@@ -96,6 +96,7 @@ class Observed:
     settings: Mapping[str, str] = field(default_factory=dict)  # under /proc/sys/net, of primary and interfaces
     table: tuple[str, ...] | None = None  # comments of the nft table's rules; None = there is none
     others: tuple[str, ...] = ()  # who else makes interfaces for pods here
+    own: frozenset[IPAddress] = frozenset()  # addresses in blocks that the host has itself
 
 
 # --- actions
@@ -204,9 +205,14 @@ def _rest(desired: Desired, observed: Observed) -> tuple[Action, ...]:
 
 
 def wired(desired: Desired, observed: Observed) -> frozenset[str]:
-    """MACs of the interfaces whose addresses pods may use."""
+    """MACs of the interfaces whose addresses pods may use. What is sent to one that the host has stays with it."""
     waiting = [each for each in plan(desired, observed) if each.phase == "prepare"]
-    return frozenset() if waiting else frozenset(each.mac for each in wirable(desired, observed))
+    there = (each for each in wirable(desired, observed) if not _own(each, observed))
+    return frozenset() if waiting else frozenset(each.mac for each in there)
+
+
+def _own(interface: Interface, observed: Observed) -> list[IPAddress]:
+    return sorted(each for each in observed.own if any(each in block for block in interface.blocks))
 
 
 def wirable(desired: Desired, observed: Observed) -> list[Interface]:
@@ -224,7 +230,19 @@ def problems(desired: Desired, observed: Observed) -> list[Problem]:
         return [Problem("Cloud", "NoPrimaryInterface", "no device has a default route: pods get no address of a cloud")]
     missing = [each.mac for each in desired.interfaces if each.mac not in observed.links]
     message = "no device has the MAC address {}, of an interface of this instance: its addresses are not given yet"
-    return [Problem("Cloud", "NoDevice", message.format(mac)) for mac in missing]
+    found = [Problem("Cloud", "NoDevice", message.format(mac)) for mac in missing]
+    return found + [Problem("Cloud", "PodAddressOnHost", _at_home(own)) for own in _owns(desired, observed)]
+
+
+def _owns(desired: Desired, observed: Observed) -> list[list[IPAddress]]:
+    return [own for each in desired.interfaces if (own := _own(each, observed))]
+
+
+def _at_home(own: Iterable[IPAddress]) -> str:
+    return (
+        f"this host itself has {', '.join(map(str, own))} of its pods' addresses: no pod gets one of their interface "
+        "until they are off it; cloud-init gives a host all addresses of an interface at each boot, unless told not to"
+    )
 
 
 def beside(others: Iterable[str]) -> str:

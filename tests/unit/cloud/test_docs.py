@@ -116,7 +116,7 @@ def test_the_calls_of_the_document_are_those_of_the_fake(page: Page) -> None:
 def test_every_reason_is_in_the_document() -> None:
     files = ("cloud/plan.py", "cloud/turn.py", "cloud/egress.py", "routerd/operator/clouds.py", "eni/plan.py")
     sources = "".join((ROOT / name).read_text() for name in files)
-    given = set(re.findall(r"\"((?:Cloud|Instance|MaxPods|No|Subnet)[A-Z]\w+)\"", sources))
+    given = set(re.findall(r"\"((?:Cloud|Instance|MaxPods|No|PodAddress|Subnet)[A-Z]\w+)\"", sources))
     section = PAGES[0].text.split("## What may go wrong\n")[1]
     told = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE))))
     assert given == told

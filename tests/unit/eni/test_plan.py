@@ -144,6 +144,20 @@ def test_an_interface_without_a_device_is_told_and_a_node_without_a_way_out_wire
     assert problems(ONE, whole()) == []
 
 
+def test_an_address_that_the_host_has_itself_is_told_and_its_interface_serves_no_new_pods() -> None:
+    """As cloud-init of Azure gives it at each boot: the local table is asked before ours."""
+    two = Interface(MACS[1], ROUTERS, (IPv4Network("10.0.0.9"),))
+    both = replace(ONE, interfaces=(*ONE.interfaces, two))
+    observed = Observed(LINKS, PRIMARY)
+    for action in plan(both, observed):
+        observed = after(observed, action, both)
+    there = replace(observed, own=frozenset({IPv4Address("10.0.0.9")}))
+    assert (wired(both, observed), wired(both, there)) == ({*MACS}, {MACS[0]})
+    assert plan(both, there) == ()
+    (problem,) = problems(both, there)
+    assert problem.reason == "PodAddressOnHost" and "10.0.0.9" in problem.message
+
+
 def test_beside_another_of_the_cloud_nothing_is_wired() -> None:
     beside = Observed(LINKS, PRIMARY, others=("Terway",))
     assert (wired(ONE, beside), plan(ONE, beside)) == (frozenset(), ())
