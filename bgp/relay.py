@@ -108,10 +108,11 @@ class Lines:
 class Received:
     """What peers announce of the networks that the configuration names, for the next agent: by session "PEER,LOCAL".
 
-    An update is {"session": S, "side": {...}}, what the OPENs said, {"session": S, "down": T}, since when it is, or
-    {"session": S, "attributes": A, "put": {PREFIX: NEXT HOP}, "old": BOOL, "gone": [PREFIX], "end": VERSION}. "old":
-    from before the session came up; "end": the version of an End-of-RIB. When a session ends, what its peer asked to be
-    kept stays (RFC 4724, section 4.2); for how long, the agent knows.
+    An update is {"session": S, "side": {...}}, what the OPENs said, or of a session that was up before what its UPDATEs
+    say, {"session": S, "down": T}, since when it is, or {"session": S, "attributes": A, "put": {PREFIX: NEXT HOP},
+    "old": BOOL, "gone": [PREFIX], "end": VERSION}. "old": from before the session came up; "end": the version of an
+    End-of-RIB. When a session ends, what its peer asked to be kept stays (RFC 4724, section 4.2); for how long, the
+    agent knows.
     """
 
     def __init__(self) -> None:
@@ -180,7 +181,14 @@ class Received:
         message = neighbor["message"]
         if "eor" in message:
             return self._end(session, 6 if message["eor"]["afi"] == "ipv6" else 4)
-        return self._update(session, message["update"])
+        update = self._update(session, message["update"])
+        if update is not None and session not in self._sides:  # its OPEN came before this relay was there
+            self._sides[session] = {
+                "local_as": neighbor["asn"]["local"], "peer_as": neighbor["asn"]["peer"],
+                "own_id": neighbor["router-id"],
+            }  # fmt: skip
+            update["side"] = self._sides[session]
+        return update
 
     def _end(self, session: str, version: int) -> dict[str, object]:
         self._ends.setdefault(session, set()).add(version)

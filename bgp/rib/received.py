@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from itertools import groupby
 from typing import Any
@@ -166,7 +166,7 @@ class Received:
         if "session" in update:
             inbound = self._sessions[str(update["session"])]
             if "side" in update:
-                inbound.side = Side(**update["side"])
+                inbound.side = replace(inbound.side, **update["side"])  # an OPEN's has everything
             inbound.take(update)
 
     def best(self, now: float, started: float, sessions: Iterable[str], loaded: Iterable[str] = ()) -> NextHops | None:

@@ -338,6 +338,23 @@ def test_an_agent_that_starts_again_is_told_all(world: World) -> None:
     assert world.best(3130) == {}
 
 
+def test_a_relay_that_comes_later_and_an_agent_after_it_know_whose_paths_they_are(world: World) -> None:
+    """Only the OPEN, which nobody kept, has the peer's identifier and its wish; each UPDATE has the AS numbers."""
+    networks, world.relay = world.relay.networks, Kept()
+    world.relay.networks = networks
+    loop = {"0": {"element": "as-sequence", "value": [65000, 64512]}}
+    world.say(announced(A, str(PREFIX)), announced(A, "10.244.3.0/24", **{"as-path": loop}))
+    assert world.best(1001) == {PREFIX: (HOP,)}
+    world.say(state(A, "down", 2000.0))
+    assert world.best(2119) == {PREFIX: (HOP,)}, "this agent knows what the OPEN asked for"
+    world.begin(when=2120.0)
+    world.relay = Kept()
+    world.relay.networks = networks
+    world.say(announced(A, str(PREFIX)), announced(A, "10.244.3.0/24", **{"as-path": loop}), ended(A))
+    world.agent_starts(2130.0)
+    assert world.best(2130 + PATIENCE) == {PREFIX: (HOP,)}
+
+
 def test_an_agent_that_hears_nothing_of_the_speaker_keeps_paths_for_a_while(world: World) -> None:
     world.agent.lose(2000.0)
     assert world.best(2119) == {PREFIX: (HOP,)}
