@@ -25,6 +25,7 @@ from cloud.release import going, mark
 Key = tuple[str, str]
 REST: Mapping[str, float] = {"no-prefixes": 600.0, "no-addresses": 60.0, "limit": 300.0, "denied": 60.0}  # seconds
 SHORT_REST = 30.0  # after any other refusal
+AT_ONCE = 16  # calls that are under way at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def decide(
     due = [Order(call, addresses=addresses) for call, addresses in _by_call(moves).items()]
     due += [_order(name, call, holdings, inventory) for name, call in planned.calls.items()]
     due += [Order(Delete(name)) for name in leaks(suspected, now)] if rules.releases else []
-    due = _one_by_one(due) if rules.api.whole else due
+    due = _soon_done(_one_by_one(due)) if rules.api.whole else due
     buckets, orders, wait = _within(memory.buckets, due, action, now)
     for order in orders:
         if order.instance and not order.again:
@@ -114,6 +115,13 @@ def _one_by_one(due: list[Order]) -> list[Order]:
     """The first one of each interface; the others come with the next turns."""
     first = {getattr(order.call, "interface", ""): order for order in reversed(due)}
     return [order for order in due if first[getattr(order.call, "interface", "")] is order]
+
+
+def _soon_done(due: list[Order]) -> list[Order]:
+    """The next look waits for all calls, and a write of a whole interface takes up to half a minute: what egress moves
+    waits for nobody's pods, and for no more of them than one wave.
+    """
+    return [order for order in due if order.addresses] or due[:AT_ONCE]
 
 
 def _intended(order: Order, holdings: Holdings, demands: Demands, now: float) -> Holding:

@@ -22,7 +22,7 @@ from cloud.egress import Wanted
 from cloud.providers import alibaba, arm, aws, ec2, ecs, nic_changes
 from cloud.providers.account import Account
 from cloud.records import Holding
-from cloud.turn import Memory, Order, Turn, decide, learn
+from cloud.turn import AT_ONCE, Memory, Order, Turn, decide, learn
 from routerd.clock import Clock
 from routerd.cluster.cloud_egress import wanted_seats
 from routerd.cluster.instances import demands
@@ -40,7 +40,6 @@ LOOK = 1.0  # seconds between looks at whether nodes want something else
 QUICK = 2.0  # seconds between looks at the cloud while something is on its way
 PERIOD = 60.0  # seconds between looks while nothing is: what others change is seen then
 RETRY = 15.0  # seconds after a look that failed
-AT_ONCE = 16  # calls in threads
 T = TypeVar("T")
 RATES: Mapping[str, Mapping[str, Rate]] = {"alibaba": ecs.RATES, "azure": arm.RATES}  # of each action, by provider
 CLOUD = "Cloud"  # the kind of what is refused by the whole cloud

@@ -7,7 +7,11 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from cloud.buckets import Buckets
 from cloud.egress import Wanted, read_seat, seat_row
+from cloud.need import Watermarks
+from cloud.providers import arm
+from cloud.turn import Memory
 from tests.models.cloud.azure import looks, names
 from tests.models.cloud.azure.front import AZURE_FRONT
 from tests.models.cloud.core import Fault
@@ -137,6 +141,23 @@ def test_several_addresses_move_within_the_pause_of_one(groups: int) -> None:
     assert {world.seats[address].instance for address in addresses} == {"g-2"}
     assert world.cloud.mutations()[PUT] == before + 2 * groups
     assert not [code for _, _, _, code in world.cloud.log if code == "AnotherOperationInProgress"]
+
+
+def test_what_moves_waits_for_no_pods_and_they_come_after_it_in_waves() -> None:
+    world = gateways()
+    world.memory = Memory(Buckets(arm.RATES))
+    world.replaced(marks=Watermarks(pre_allocate=1))
+    pods = [world.add(f"i-{number}") for number in range(2, 32)]
+    for node in pods:
+        node.used = 1
+    world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+    sent = []
+    while len(sent) < 12:
+        sent.append([bool(order.addresses) for order in world.turn()])
+        world.cloud.advance(5)
+    assert [each for each in sent if any(each)] == [[True], [True]]
+    assert (sent[0], max(map(len, sent))) == ([True], 16)
+    assert holder(world) == "g-2" and all(node.pods for node in pods)
 
 
 def test_a_gateway_that_is_deleted_without_its_interface_loses_the_address() -> None:
