@@ -27,7 +27,7 @@ CHECK = Path(__file__).with_name("packet_check.py")
 def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
     words = [str(word) for word in command]
     clean = {"PATH": os.environ["PATH"], "HOME": str(cwd), **environment}
-    done = subprocess.run(words, cwd=cwd, env=clean, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, cwd=cwd, env=clean, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 

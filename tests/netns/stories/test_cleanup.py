@@ -80,10 +80,10 @@ def test_cleanup_takes_back_what_the_start_of_a_pod_reserved(host: Host) -> None
 
 
 def test_cleanup_takes_routes_and_rules_of_ours_and_nothing_else(host: Host) -> None:
-    host.namespace.ip("link set lo up", "addr add 10.0.0.1/24 dev lo")
+    host.namespace.ip("link add pods type bridge", "link set pods up", "addr add 10.0.0.1/24 dev pods")
     host.namespace.ip(
-        "route add 10.244.1.0/24 via 10.0.0.2 table 203 proto 204 onlink dev lo",
-        "route add 10.244.2.0/24 dev lo table 203",
+        "route add 10.244.1.0/24 via 10.0.0.2 dev pods table 203 proto 204",
+        "route add 10.244.2.0/24 dev pods table 203",
         "rule add pref 32000 table 203 protocol 204",
     )
     assert host.routerd("cleanup").splitlines()[-2:] == [

@@ -125,8 +125,8 @@ def test_another_address_of_a_block_may_be_the_hosts_own(stage: Stage) -> None:
     runtime, pod = stage.runtime("ptp"), stage.pod("other")
     runtime.main["ipam"]["gateways"] = ["10.1.0.14", "fd00:1::ff"]
     stage.add(runtime, pod)
-    assert pod.ping("10.1.0.14")
-    assert pod.ping("fd00:1::ff")
+    wait(lambda: pod.ping("10.1.0.14"), "an address of the host itself answers")
+    wait(lambda: pod.ping("fd00:1::ff"), "that of IPv6, too")
     runtime.delete(pod)
 
 
