@@ -26,7 +26,7 @@ from itertools import compress
 from operator import not_
 from typing import Any, Protocol, TypeVar
 
-from bgp.path import AdjRibOut, IPNetwork, Path, SessionKey
+from bgp.path import AdjRibOut, IPAddress, IPNetwork, Path, SessionKey
 from bgp.path import Desired as BgpDesired
 from bgp.rib import normal
 from bgp.speaker import Loading, SpeakerUnavailable
@@ -248,7 +248,9 @@ def partly(
 
     found: dict[tuple[int, int], AdjRibOut] = {}  # sessions of one family share a table
     ribs: dict[SessionKey, AdjRibOut] = {}
-    replaced = {key.peer: rib for key, rib in before.items() if key not in announced.desired.ribs}
+    replaced = {
+        key.peer: _by_itself(rib, key.local) for key, rib in before.items() if key not in announced.desired.ribs
+    }
     for peer, rib in announced.desired.ribs.items():
         old = before.get(peer) or replaced.get(peer.peer, NO_PATHS)
         if (id(rib), id(old)) not in found:
@@ -256,3 +258,10 @@ def partly(
         ribs[peer] = found[id(rib), id(old)]
     unchanged = all(ribs[peer] is rib for peer, rib in announced.desired.ribs.items())
     return announced.desired if unchanged else replace(announced.desired, ribs=ribs)
+
+
+def _by_itself(rib: AdjRibOut, local: IPAddress) -> AdjRibOut:
+    """With its own address as next hop for `local`, that of the session before: so it is read back where nobody knows
+    that session.
+    """
+    return {prefix: replace(path, next_hop=None) if path.next_hop == local else path for prefix, path in rib.items()}

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from bgp.path import Desired as BgpDesired
 from bgp.path import Path
 from egress.plan import Problem
-from routerd.agent.reconcile import RETIRE_AFTER, Reconciler, Round
+from routerd.agent.reconcile import RETIRE_AFTER, Reconciler, Round, partly
 from routerd.model import Allocations, Refusal
+from routerd.node.announce import Announcements
 from routerd.node.desired import NodeState
 from routerd.refs import Ref
 from tests.models import cluster
@@ -58,6 +60,17 @@ def test_a_new_agent_withdraws_nothing_that_the_one_before_announced() -> None:
         world = World(adopted={session: carried})
         rounds(world, state())
         assert world.journal == ["announce 1000", "prepare group 7"]
+
+
+def test_a_session_by_another_source_leads_to_itself() -> None:
+    """A new agent knows no session by the old source: its own address is read back as any other next hop."""
+    old, other = SESSION._replace(local=ip_address("10.0.9.9")), ip_address("10.0.9.8")
+    desired = BgpDesired({SESSION: None}, {SESSION: {EGRESS_IP: Path(EGRESS_IP)}})  # type: ignore[dict-item]
+    owners = {EGRESS_IP: (Ref("EgressPolicy", name="x"),)}
+    for read, told in ((old.local, None), (None, None), (other, other)):
+        before = {old: {EGRESS_IP: Path(EGRESS_IP, read, med=0)}}
+        found = partly(Announcements(desired, owners), before, lambda owner: False)
+        assert found.ribs == {SESSION: {EGRESS_IP: Path(EGRESS_IP, told, med=0)}}
 
 
 def test_withdrawal_comes_before_what_it_leads_to_is_removed() -> None:
