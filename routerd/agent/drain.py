@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from routerd.clock import Clock
+from routerd.clock import Clock, boot_time
 from routerd.errors import EnvironmentFault, StoreError
 from routerd.formats.jsontext import parse_json
 from routerd.log import event
@@ -48,12 +48,15 @@ class Drains:
         cordoned: bool = False,
         taints: Collection[str] = (),
         clock: Callable[[], float] | None = None,
+        ticks: Callable[[], float] = boot_time,
     ) -> None:
-        """`notice`: seconds in which peers are asked to prefer other nodes. `clock`: seconds of the Unix epoch."""
-        self._places = places or Places()
+        """`notice`: seconds in which peers are asked to prefer other nodes. `clock`: seconds of the Unix epoch;
+        `ticks`: of a clock that nobody sets, by which the notice is measured.
+        """
+        self._places, self._ticks = places or Places(), ticks
         self._notice, self._cordoned, self._taints, self._clock = notice, cordoned, taints, clock or Clock()
         self._ordered = _ordered(self._places.order)
-        self._since: float | None = None  # when the node began to leave; None = it stays
+        self._since: float | None = None  # when the node began to leave, by `ticks`; None = it stays
         self._has_looked = False
         self._quiet_since: float | None = None
         self.departure = Departure()
@@ -69,7 +72,7 @@ class Drains:
     @property
     def left(self) -> float:
         """Seconds until the paths of a node that leaves are withdrawn."""
-        passed = max(self._clock() - self._since, 0.0) if self._since is not None else self._notice
+        passed = self._ticks() - self._since if self._since is not None else self._notice
         return max(self._notice - passed, 0.0)
 
     @property
@@ -124,16 +127,16 @@ class Drains:
             begun = self._ordered if drain.reason == "Drained" else None
             if begun is None or begun > now:  # of the time to come: the clock was set back, or is not right yet
                 begun = now if self._has_looked else -math.inf
-            self._since = begun
+            self._since = self._ticks() - (now - begun)
         if self.is_leaving != was_leaving:
             self.changed.set()
 
     def judge(self, found: Departure) -> Departure:
         """`found` is what `tell.drain` sees now; it must see nothing to wait for during QUIET seconds."""
-        now = self._clock()
+        now = self._ticks()
         if found.state != "drained":
             self._quiet_since = None
-        elif self._quiet_since is None or now < self._quiet_since:
+        elif self._quiet_since is None:
             self._quiet_since = now
         is_quiet = self._quiet_since is not None and now - self._quiet_since >= QUIET
         if found.state == "drained" and not is_quiet:

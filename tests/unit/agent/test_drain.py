@@ -36,7 +36,7 @@ class Host:
 
     def started(self, clock: Callable[[], float]) -> Drains:
         places = Places(self.directory / "drain.json", self.directory / "shutdown", self.directory / "drained")
-        return Drains(places, notice=5.0, cordoned=True, clock=clock)
+        return Drains(places, notice=5.0, cordoned=True, clock=clock, ticks=lambda: self.time)
 
     def look(self, *, cordoned: bool = False) -> str:
         """What the node announces."""
@@ -69,12 +69,13 @@ def test_an_order_has_a_notice_and_lasts_until_it_is_taken_back(host: Host) -> N
     assert host.look() == "all"
 
 
-@pytest.mark.parametrize("step", [-300.0, 300.0])
+@pytest.mark.parametrize("step", [-3600.0, -300.0, 300.0, 3600.0])
 def test_a_wall_clock_that_is_set_leaves_the_notice_as_long_as_it_is(host: Host, step: float) -> None:
     wall = 1000.0
     host.drains = host.started(Clock(lambda: wall, lambda: host.time))
     assert host.look() == "all"
     host.drains.order()
+    assert host.look() == "last resort"
     wall += step
     host.time, wall = host.time + 4.0, wall + 4.0
     assert host.look() == "last resort"

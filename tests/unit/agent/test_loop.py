@@ -613,7 +613,7 @@ def test_a_node_that_is_drained_says_when_it_may_be_stopped() -> None:
         assert (await running.agent.answer({"do": "undrain"}))["state"] == "serving"
         await eventually(lambda: prefixes(running.world) == {"192.0.2.1/32"})
 
-    with_agent(test, drains=Drains(notice=5.0, clock=now))
+    with_agent(test, drains=Drains(notice=5.0, clock=now, ticks=now))
 
 
 def test_a_node_that_shuts_down_withdraws_at_once_and_comes_back_when_that_is_called_off() -> None:
@@ -629,7 +629,7 @@ def test_a_node_that_shuts_down_withdraws_at_once_and_comes_back_when_that_is_ca
         await eventually(lambda: len(prefixes(running.world)) == 2)
         await eventually(lambda: running.agent.status.drain.state == "serving")
 
-    with_agent(test, drains=Drains(notice=60.0, clock=now))
+    with_agent(test, drains=Drains(notice=60.0, clock=now, ticks=now))
 
 
 def test_a_node_that_the_store_does_not_know_is_not_safe_to_stop() -> None:
@@ -644,7 +644,7 @@ def test_a_node_that_the_store_does_not_know_is_not_safe_to_stop() -> None:
         await elapse(60)
         assert running.agent.status.drain.state == "drained"
 
-    with_agent(test, drains=Drains(notice=5.0, clock=now))
+    with_agent(test, drains=Drains(notice=5.0, clock=now, ticks=now))
 
 
 def test_a_node_that_goes_from_the_store_while_it_leaves_ends_nothing() -> None:
@@ -665,7 +665,7 @@ def test_a_node_that_goes_from_the_store_while_it_leaves_ends_nothing() -> None:
         running.agent.wake()
         await eventually(lambda: running.agent.status.rounds.done > done)
 
-    with_agent(test, drains=Drains(notice=0.0, clock=now))
+    with_agent(test, drains=Drains(notice=0.0, clock=now, ticks=now))
 
 
 def test_a_node_that_leaves_is_safe_to_stop_although_something_changes_all_the_time() -> None:
@@ -687,7 +687,7 @@ def test_a_node_that_leaves_is_safe_to_stop_although_something_changes_all_the_t
             safe.append(running.agent.status.drain.state == "drained")
         assert all(safe[-50:])
 
-    with_agent(test, drains=Drains(notice=1.0, clock=now), makes=Slow)
+    with_agent(test, drains=Drains(notice=1.0, clock=now, ticks=now), makes=Slow)
 
 
 @pytest.mark.parametrize(
