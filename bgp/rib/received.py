@@ -76,7 +76,8 @@ class Inbound:
     def goes_up(self, when: float) -> None:
         if self.up is None:
             self.old, self.ended = {*self.paths}, set()
-            self.up, self.down = when, None
+            # what is told again after the link to the relay was lost is as old as it was told first
+            self.up, self.down = max(when, self.down or when), None
 
     def goes_down(self, when: float, *, ours: bool = False) -> None:
         if self.up is not None or self.down is None:

@@ -358,6 +358,10 @@ def test_a_relay_that_comes_later_and_an_agent_after_it_know_whose_paths_they_ar
 def test_an_agent_that_hears_nothing_of_the_speaker_keeps_paths_for_a_while(world: World) -> None:
     world.agent.lose(2000.0)
     assert world.best(2119) == {PREFIX: (HOP,)}
+    world.agent.restart(world.speaker)
+    for event in world.states.values():
+        world.agent.take_event(event)
+    assert world.best(2120) == {PREFIX: (HOP,)}, "its session is older than they are kept, and it has not told all"
     world.connect()
     assert world.best(2500) == {PREFIX: (HOP,)}
     world.agent.lose(2500.0)
