@@ -260,7 +260,7 @@ class PodAddressDesk:
     def _unavailable(self) -> str:
         """Why no pod can get an address, one line; "" = the next one can."""
         snapshot = self.snapshot()
-        held = self._usable(self._held, snapshot)
+        held = self._usable(self._anew(self._held), snapshot)
         if not held.blocks and (snapshot.nodes is None or self.node not in snapshot.nodes):
             return (
                 "the agent has not read nodes yet"
@@ -326,7 +326,7 @@ class PodAddressDesk:
         here = (snapshot.nodes or {}).get(self.node)
         if self.fault or here is None or snapshot.pods is None or not self._is_of_cloud(here):
             return None
-        held = self._published(plan.settled(self._held, self.clock()), snapshot)
+        held = self._published(plan.settled(self._anew(self._held), self.clock()), snapshot)
         kept = sorted((*held.blocks, *held.leaving), key=plan.block_order)
         busy = plan.busy(held, self._others()[0])
         return BlockReport(tuple(kept), tuple(each for each in kept if each in busy), self._held.generation)

@@ -11,6 +11,7 @@ from cni import wire
 from ipam.pool import COOLDOWN
 from routerd.agent.plugins.pod_addresses import PodAddressDesk
 from routerd.agent.rooms import WithBlocks
+from routerd.clock import Clock
 from routerd.model import Allocations, BlockReport, CloudInterface, Node, NodeInterfaces, Pod, Snapshot
 from tests.models import cluster
 from tests.models.ipam_runtime import address, ask
@@ -199,5 +200,24 @@ def test_a_known_sandbox_is_made_anew_while_nothing_is_read(tmp_path: Path) -> N
         world.snapshot = Snapshot()
         world.restart()
         assert await ask(world.desk, "ADD", "c2", "default/web", "u1") == first
+
+    story(test, tmp_path)
+
+
+def test_a_block_is_kept_while_an_address_rests_although_the_clock_was_set_ahead(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        wall = [1000.0]
+        world.desk.clock = Clock(lambda: wall[0] + now(), now)
+        world.publish(ONE, PREFIX)
+        await address(world.desk)
+        world.publish(PREFIX, generation=2)
+        await world.desk.look()
+        await ask(world.desk, "DEL")
+        assert world.kept() == ([str(ONE), str(PREFIX)], [str(ONE)])
+        wall[0] += 3600.0
+        assert world.kept() == ([str(ONE), str(PREFIX)], [str(ONE)])
+        await world.desk.look()
+        await elapse(COOLDOWN)
+        assert world.kept() == ([str(PREFIX)], [])
 
     story(test, tmp_path)
