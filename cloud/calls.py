@@ -142,7 +142,8 @@ def read_call(kind: str, *cells: Any) -> Call:
         interface, blocks = cells
         return Unassign(interface, tuple(map(ip_network, blocks)))
     if kind == "take":
-        interface, addresses = cells
+        interface, named = cells
+        addresses = [named] if isinstance(named, str) else named  # one text, as it was while a call took one address
         return Take(interface, tuple(map(IPv4Address, addresses)))
     if kind == "create":
         token, subnet, groups, count, prefixes, prefix6, tags = cells

@@ -126,9 +126,12 @@ def _seen(seat: Seat, holder: Interface | None, is_asked: bool, now: float) -> S
     if intent is not None and now - intent.since >= (LAG if intent.answered else SOON):
         intent = None
     if not shown and not seat.interface and not is_asked:
-        return replace(seat, intent=intent, missing=seat.missing if now - seat.missing < LAG else 0.0)
+        since = seat.missing or now
+        return replace(seat, instance="", intent=intent, missing=since if now - since < LAG else 0.0)
     if shown == seat.interface and (holder is None or holder.instance == seat.instance):
         return replace(seat, intent=intent, missing=0.0)
+    if shown and shown == seat.interface and holder is not None and not holder.instance:
+        return replace(seat, intent=intent, missing=0.0)  # it is on nobody now, and is looked for by whom it was on
     return _elsewhere(seat, holder, intent, now)
 
 

@@ -69,6 +69,7 @@ class Clouds:
     on_lacking: Callable[[], None] = lambda: None  # called when `lacking` says something else
     _told_lacking: Mapping[str, str] | None = None
     _backend: Backend | None = None
+    _looked: bool = False  # whether `_last` is of a look of ours
     _last: Turn = field(default_factory=lambda: Turn({}, Memory()))
     _decided_on: tuple[Demands, tuple[Wanted, ...]] = ({}, ())
     # Its own: calls that hang must not take the few threads of the loop, in which the operator makes its rounds.
@@ -129,6 +130,7 @@ class Clouds:
             {each.address: each for each in ledger.cloud_addresses}, wanted,
         )  # fmt: skip
         await self._record(turn)
+        self._looked = True
         if turn.orders:
             outcomes = await self._sent(backend, turn.orders)
             await self._record(learn(turn, outcomes, self.clock(), backend.action))
@@ -182,7 +184,7 @@ class Clouds:
         """By node: why pods that come wait for an address that does not come by itself; "" = none does. None = nothing
         was looked at yet.
         """
-        if self._backend is None:
+        if not self._looked:
             return None
         errors = (each for each in self._last.reasons if severity_of(each.reason) == "error")
         why = {each.instance: f"{each.reason}: {each.message}" for each in errors}

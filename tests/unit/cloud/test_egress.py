@@ -8,7 +8,9 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cloud.egress import Wanted
+from cloud.confirm import LAG
+from cloud.egress import Seat, Wanted, seen
+from cloud.model import Inventory
 from tests.models.cloud.azure.front import AZURE_FRONT
 from tests.models.cloud.core import Fault
 from tests.models.cloud.ec2_front import EC2_FRONT
@@ -171,6 +173,14 @@ def test_what_nobody_wants_any_more_is_given_back(releases: bool) -> None:
     world.run(200)
     assert truth(world) == ([] if releases else ["g-1"])
     assert (EGRESS in world.seats) is not releases
+
+
+def test_what_nobody_wants_once_it_is_taken_away_is_remembered_for_as_long_as_looks_lag() -> None:
+    """Its policy went between the two calls of a move."""
+    seats = seen({EGRESS: Seat(EGRESS, "g-1")}, Inventory(), (), 1000.0)
+    assert (seats[EGRESS].instance, seats[EGRESS].interface) == ("", "")
+    assert seen(seats, Inventory(), (), 1000.0 + LAG - 1) == seats
+    assert seen(seats, Inventory(), (), 1000.0 + LAG) == {}
 
 
 def test_an_egress_address_is_no_pods() -> None:

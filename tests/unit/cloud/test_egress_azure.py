@@ -172,6 +172,21 @@ def test_a_gateway_that_is_deleted_without_its_interface_loses_the_address() -> 
     assert world.cloud.mutations() == {PUT: 3}
 
 
+def test_an_interface_whose_vm_is_deleted_is_looked_for_where_that_was() -> None:
+    """No gateway is left in its resource group, of which only the VM that is on record tells."""
+    world = gateways()
+    world.wanted = (Wanted((EGRESS,), ("g-1",)),)
+    for eni in world.cloud.of("g-1"):
+        assert eni.attachment is not None
+        world.cloud.put(replace(eni, attachment=replace(eni.attachment, delete_on_termination=False)))
+    world.cloud.terminate("g-1")
+    world.run(300)
+    assert (holder(world), truth(world)) == ("g-1", [""])
+    world.wanted = (Wanted((EGRESS,), ("g-2",)),)
+    world.run(60)
+    assert (holder(world), truth(world)) == ("g-2", ["g-2"])
+
+
 def test_a_configuration_of_somebody_else_is_never_taken_away() -> None:
     """Though it has the very address, on a gateway: it is not ours by its name."""
     world = gateways()

@@ -7,11 +7,14 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from hashlib import sha256
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cloud.calls import Take
+from cloud.egress import Seat
 from routerd.cluster.ledger import TABLES, Ledger, LedgerTable
 from routerd.config import parse_config
 from routerd.errors import InputError, StoreError
@@ -182,6 +185,14 @@ INFINITE, HUGE = json.loads("1e999"), 10**400
 def test_these_rows_are_records() -> None:
     for table in TABLES:
         assert table.read(ROWS[table.name]) is not None
+
+
+@pytest.mark.parametrize("addresses", ["10.0.8.5", ["10.0.8.5"]], ids=["an earlier release", "this one"])
+def test_a_move_of_an_egress_ip_that_is_on_record_is_read(addresses: str | list[str]) -> None:
+    (table,) = (each for each in TABLES if each.name == "cloud_addresses")
+    seat = table.read(["10.0.8.5", "i-1", "", [["take", "eni-2", addresses], 1.5, True, "", []], 0.0])
+    assert isinstance(seat, Seat) and seat.intent is not None
+    assert seat.intent.call == Take("eni-2", (IPv4Address("10.0.8.5"),))
 
 
 def wrong_cells(table: LedgerTable[Any]) -> Iterator[tuple[str, Any]]:

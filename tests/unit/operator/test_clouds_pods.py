@@ -23,7 +23,7 @@ from routerd.config.cloud import CloudSettings
 from routerd.model import CloudInterface, Node, NodeInterfaces, NodeReport, Pod, PodCount
 from routerd.operator.clouds import clouds_of
 from routerd.operator.loop import Operator
-from tests.models.cloud.core import Cloud
+from tests.models.cloud.core import Cloud, Fault
 from tests.models.cloud.direct import sender
 from tests.models.ipam_runtime import ask
 from tests.models.operator_world import FakeLedger, FakeStore, World
@@ -220,6 +220,20 @@ def test_a_node_without_ipv6_lacks_addresses_where_pods_have_both_families(tmp_p
         await scene.live(20)
         assert scene.on_cloud()
         assert scene.lacking().startswith("NoIPv6: ")
+
+    play(scene, story)
+
+
+def test_a_node_is_told_nothing_of_addresses_until_a_look_has_succeeded(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, Rules("test"))
+    scene.cloud.faults = [Fault("DescribeInstances", "throttled", 3)]
+
+    async def story() -> None:
+        await scene.live(20)
+        assert scene.clouds.fault is not None
+        assert scene.lacking() == "nobody has looked"
+        await scene.live(60)
+        assert scene.lacking() == ""
 
     play(scene, story)
 
