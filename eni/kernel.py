@@ -58,7 +58,7 @@ def observe(desired: Desired) -> Observed:
             rules = frozenset(_rule(each) for each in _both(ip.get_rules) if _is_ours(each))
             routes = frozenset(_route(each) for each in _both(ip.get_routes) if _is_our_route(each))
             blocks = [block for each in desired.interfaces for block in each.blocks]
-            own = frozenset(each for each in _addresses(ip) if any(each in block for block in blocks))
+            own = within(_addresses(ip), blocks)
         except NetlinkError as error:
             raise OSError(error.code, str(error)) from error
     wanted = {each.mac for each in desired.interfaces}
@@ -75,6 +75,16 @@ def _addresses(ip: Any) -> Iterator[IPAddress]:
     """Of the host. That of a pointopoint device is IFA_LOCAL; IPv6 has only IFA_ADDRESS."""
     for message in ip.get_addr():
         yield ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+
+
+def within(addresses: Iterable[IPAddress], blocks: Iterable[IPNetwork]) -> frozenset[IPAddress]:
+    """Those of any block. With kube-proxy's ipvs mode a host has the address of each Service, and most blocks are one
+    address: these are looked up.
+    """
+    blocks = tuple(blocks)
+    single = {block.network_address for block in blocks if block.num_addresses == 1}
+    wider = [block for block in blocks if block.num_addresses > 1]
+    return frozenset(each for each in addresses if each in single or any(each in block for block in wider))
 
 
 def _link(message: Any) -> tuple[str, Link | None]:

@@ -338,16 +338,20 @@ def _translation(desired: Desired, of_pods: str, primary: str) -> dict[str, Chai
     goes. What others begin with a pod goes back as it came. What a gateway translates bears a mark of its own.
 
     The first packet of a connection, when it is not confirmed yet (nf_conntrack_core.c), decides for all of it, as with
-    the kernel's translation: one that is open when the networks change would die of another source.
+    the kernel's translation: one that is open when the networks change would die of another source. What the kernel
+    translates and bears no mark gets it anew: it is of an earlier agent, or somebody has cleared it.
     """
     inside = ", ".join(map(str, (*desired.untranslated, MULTICAST)))
     others = f" meta mark and {desired.primary_mark:#x} == 0" if desired.primary_mark else ""
-    begun = f"{of_pods} ip daddr != {{ {inside} }} fib daddr type != local ct status & confirmed == 0{others}"
+    outbound = f"{of_pods} ip daddr != {{ {inside} }} fib daddr type != local"
+    begun = f"{outbound} ct status & confirmed == 0{others}"
+    running = f"{outbound} ct direction original ct status snat ct mark and {MARK:#x} == 0{others}"
+    set_mark = f"ct mark set ct mark or {MARK:#x} meta mark set meta mark or {MARK:#x}"
     translated = f'{of_pods} oifname "{primary}" meta mark and {MARK:#x} == {MARK:#x} masquerade fully-random'
     return {
         "outside": Chain(
             "type filter hook prerouting priority dstnat + 1",
-            (f"{begun} ct mark set ct mark or {MARK:#x} meta mark set meta mark or {MARK:#x}",),
+            (f"{running} {set_mark}", f"{begun} {set_mark}"),
         ),
         "postrouting": Chain("type nat hook postrouting priority srcnat", (translated,)),
     }

@@ -207,8 +207,7 @@ def test_a_node_shows_whether_its_cloud_has_addresses_for_pods() -> None:
         of_kubelet = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
         of_another = {"type": "SufficientIP", "status": "True", "reason": "SufficientIP", "message": "node has IPs"}
         here, there = node("node1"), node("node2")
-        of_a_log = {"type": "Quoted", "status": "True", "reason": "Quoted", "message": "routerd: a line of its log"}
-        here["status"]["conditions"], there["status"]["conditions"] = [of_kubelet], [of_another, of_a_log]
+        here["status"]["conditions"], there["status"]["conditions"] = [of_kubelet], [of_another]
         async with cluster(here, there, bgp_config(), service("web")) as api, operator(api) as one:
             await until(api, WEB, ips, "a VIP")
             publisher, path = one.publisher, "/api/v1/nodes/node1"

@@ -117,6 +117,20 @@ def test_a_connection_keeps_its_source_when_the_networks_change(stage: CloudLab)
     assert stage.vpc.dropped() == 0
 
 
+def test_an_open_connection_keeps_its_source_when_its_mark_is_cleared(stage: CloudLab) -> None:
+    """As one has none that began under an earlier agent."""
+    pod, node = stage.pods["one"], node_of(stage)
+    rule = f"ip saddr {pod.address} ct mark set 0"
+    with pod.connect(ABROAD, 80) as connection:
+        node.nft(f"table ip clears {{ chain cleared {{ type filter hook prerouting priority -160; {rule}; }}; }}\n")
+        try:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b" saw " + node.address.encode() in connection.makefile("rb").read()
+        finally:
+            node.nft("delete table ip clears\n")
+    assert stage.vpc.dropped() == 0
+
+
 def test_a_node_port_answers_by_the_interface_where_it_was_asked(stage: CloudLab) -> None:
     pod = stage.pod("served", "n")
     pod.start_server(http=80)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eni.kernel import within
 from eni.plan import (
     FROM_POD,
     MAIN,
@@ -198,9 +199,10 @@ def test_metadata_is_closed_to_pods_unless_they_may_read_it() -> None:
 
 def test_pods_are_translated_outside_of_the_vpc_alone_and_where_no_gateway_does_it() -> None:
     chains = nft_chains(replace(ONE, untranslated=VPC, primary_mark=PRIMARY_MARK), ONE.interfaces, whole())
-    (outside,), (translated,) = chains["outside"].rules, chains["postrouting"].rules
-    assert "ip daddr != { 10.0.0.0/16, 224.0.0.0/4 }" in outside
-    assert f"meta mark and {PRIMARY_MARK:#x} == 0" in outside
+    (translated,) = chains["postrouting"].rules
+    for outside in chains["outside"].rules:
+        assert "ip daddr != { 10.0.0.0/16, 224.0.0.0/4 }" in outside
+        assert f"meta mark and {PRIMARY_MARK:#x} == 0" in outside
     assert 'oifname "eth0"' in translated
     assert nft_chains(ONE, ONE.interfaces, whole()).keys() == {"prerouting", "forward"}
 
@@ -231,3 +233,11 @@ def test_a_default_route_that_is_advertised_outlives_forwarding_of_ipv6(before: 
     assert observed.settings["ipv6/conf/eth5/accept_ra"] == "0", "it would be another default route"
     assert steps[-1] == "ipv6/conf/all/forwarding"
     assert plan(dual, observed) == ()
+
+
+def test_addresses_of_a_host_that_blocks_of_pods_have_are_found() -> None:
+    blocks = [IPv4Network("10.0.0.8/32"), IPv4Network("10.0.1.0/28"), IPv6Network("fd00:0:0:0:1::/80")]
+    mine = {IPv4Address("10.0.0.8"), IPv4Address("10.0.1.15"), IPv6Address("fd00::1:0:0:9")}
+    others = {IPv4Address("10.0.0.9"), IPv4Address("10.0.1.16"), IPv6Address("::a00:8"), IPv6Address("fd00::2:0:0:9")}
+    assert within(mine | others, blocks) == mine
+    assert within(others, ()) == frozenset()

@@ -77,8 +77,7 @@ def _condition(node: StoredObject, why: str | None, now: str) -> list[dict[str, 
     """What is said of it now; [] = nothing else than before."""
     before: list[Mapping[str, Any]] = node.status.get("conditions") or []
     if why is None:
-        messages = (str(each.get("message", "")) for each in before if each.get("type") == SUFFICIENT_IP)
-        is_ours = any(message.startswith(BY_US) for message in messages)
+        is_ours = any(str(each.get("message", "")).startswith(BY_US) for each in before)
         return [{"type": SUFFICIENT_IP, "$patch": "delete"}] if is_ours else []
     said = {
         "status": str(not why),
