@@ -18,12 +18,12 @@ from cloud.backend import Backend, CloudFault
 from cloud.buckets import Buckets, Rate
 from cloud.calls import Outcome, Refused, Unknown
 from cloud.demand import Demand, Demands
-from cloud.egress import Wanted
+from cloud.egress import Seats, Wanted
 from cloud.providers import alibaba, arm, aws, ec2, ecs, nic_changes
 from cloud.providers.account import Account
-from cloud.records import Holding
+from cloud.records import Holding, Holdings, Intent
 from cloud.turn import AT_ONCE, Memory, Order, Turn, decide, learn
-from routerd.clock import Clock
+from routerd.clock import Clock, jumps
 from routerd.cluster.cloud_egress import wanted_seats
 from routerd.cluster.instances import demands
 from routerd.cluster.ledger import Ledger
@@ -67,6 +67,7 @@ class Clouds:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)  # calls by action and what came of them
     fault: CloudFault | None = None  # why the last look failed
     on_lacking: Callable[[], None] = lambda: None  # called when `lacking` says something else
+    _jumps: int | None = None  # of the clock, for which what waits has begun anew; None = nothing was decided yet
     _told_lacking: Mapping[str, str] | None = None
     _backend: Backend | None = None
     _looked: bool = False  # whether `_last` is of a look of ours
@@ -115,7 +116,7 @@ class Clouds:
             return LOOK
         if self._backend is None:
             self._backend = await self._in_thread(self.open, self.settings)
-            self._last = replace(self._last, memory=Memory(Buckets(RATES.get(self.settings.provider, {}))))
+            self._last = replace(self._last, memory=self._nothing())
         backend = self._backend
         demanded, wanted = self._decided_on = self._wanted()
         # Nobody else changes these records, so what they say now is what a decision may rest on.
@@ -125,16 +126,25 @@ class Clouds:
         holders = {each.instance for each in ledger.cloud_addresses} - {""}
         inventory = await self._in_thread(backend.describe, demanded.keys() | held.keys() | gateways | holders)
         self.fault = None
+        seats, memory = {each.address: each for each in ledger.cloud_addresses}, self._last.memory
+        now, jumped = self.clock(), jumps(self.clock)
+        if jumped != self._jumps:
+            held, seats = begun(held, seats, now, anew=self._jumps is not None)
+            memory = self._nothing()
         turn = decide(
-            held, inventory, demanded, self.settings.rules, self._last.memory, self.clock(), backend.action, token,
-            {each.address: each for each in ledger.cloud_addresses}, wanted,
+            held, inventory, demanded, self.settings.rules, memory, now, backend.action, token, seats, wanted,
         )  # fmt: skip
         await self._record(turn)
         self._looked = True
+        self._jumps = jumped
         if turn.orders:
             outcomes = await self._sent(backend, turn.orders)
             await self._record(learn(turn, outcomes, self.clock(), backend.action))
         return self._pause()
+
+    def _nothing(self) -> Memory:
+        """Of who begins."""
+        return Memory(Buckets(RATES.get(self.settings.provider, {})))
 
     async def _record(self, turn: Turn) -> None:
         """An address that has moved, or a block that was added, is published at once."""
@@ -276,3 +286,27 @@ def recorded(ledger: Ledger, turn: Turn) -> Ledger:
     if (instances, addresses) == (ledger.cloud_instances, ledger.cloud_addresses):
         return ledger
     return replace(ledger, cloud_instances=instances, cloud_addresses=addresses)
+
+
+def begun(holdings: Holdings, seats: Seats, now: float, *, anew: bool) -> tuple[Holdings, Seats]:
+    """Whatever waits for its time waits no longer than from `now` on, and `anew` all of it: the clock was wrong."""
+
+    def at(since: float) -> float:
+        return now if anew and since else min(since, now)
+
+    def of(intent: Intent | None) -> Intent | None:
+        return None if intent is None else replace(intent, since=at(intent.since))
+
+    def from_now(each: Holding) -> Holding:
+        held = (
+            replace(one, blocks=tuple(replace(block, since=at(block.since), missing=at(block.missing))
+                                      for block in one.blocks))
+            for one in each.held
+        )  # fmt: skip
+        served, missing = min(each.served, now), at(each.missing)
+        return replace(each, held=tuple(held), intent=of(each.intent), served=served, missing=missing)
+
+    return (
+        {name: from_now(each) for name, each in holdings.items()},
+        {key: replace(each, intent=of(each.intent), missing=at(each.missing)) for key, each in seats.items()},
+    )

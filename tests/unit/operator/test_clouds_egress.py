@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_network
 from typing import Any
 
 import pytest
 
 from cloud.backend import Backend
-from cloud.calls import Call, Outcome
+from cloud.calls import Call, Outcome, Take
 from cloud.demand import Rules
+from cloud.egress import Seat
 from cloud.model import Inventory
 from cloud.providers import ec2
 from cloud.providers.account import Account
+from cloud.records import Block, Held, Holding, Intent
+from routerd.clock import Clock
 from routerd.cluster.assign import AssignSettings
 from routerd.cluster.port_sets import PortRules
 from routerd.config.cloud import CloudSettings
-from routerd.operator.clouds import Clouds, clouds_of
+from routerd.operator.clouds import Clouds, begun, clouds_of
 from routerd.operator.loop import Operator
 from tests.models.cloud.calls import EC2
 from tests.models.cloud.core import Cloud, Fault
@@ -271,3 +274,34 @@ def test_without_networks_egress_asks_no_cloud(networks: tuple[IPv4Network, ...]
         assert scene.cloud.mutations() == {}
 
     play(scene, story)
+
+
+def test_a_call_that_nobody_answers_is_made_again_although_the_clock_was_set_back() -> None:
+    scene, off = Scene(), [0.0]
+    scene.clouds.clock = Clock(lambda: scene.cloud.now + off[0], lambda: scene.cloud.now)
+    scene.cloud.faults = [Fault("AssignPrivateIpAddresses", "before")]
+
+    async def story() -> None:
+        await scene.live(4)
+        (seat,) = scene.ledger.content.cloud_addresses
+        assert seat.intent is not None
+        off[0] = -3600.0
+        await scene.live(60)
+        assert scene.published()[0] != ()
+
+    play(scene, story)
+
+
+def test_times_to_come_are_of_a_clock_that_was_wrong() -> None:
+    address = IPv4Address("10.0.0.200")
+    call = Take("eni-1", (address,))
+    ahead = Intent(call, 4600.0)
+    block = Block(ip_network("10.0.0.16/28"), "leaving", 4600.0, 0.0)
+    one = Held("eni-2", "", 1, address, IPv4Network("10.0.0.0/24"), (block,))
+    holdings = {"i-1": Holding("i-1", held=(one,), intent=ahead, served=4600.0, missing=10.0)}
+    seats = {address: Seat(address, "i-1", "eni-1", ahead, missing=4600.0)}
+    for anew, missing in ((False, 10.0), (True, 1000.0)):
+        held, seated = begun(holdings, seats, 1000.0, anew=anew)
+        assert seated == {address: Seat(address, "i-1", "eni-1", Intent(call, 1000.0), missing=1000.0)}
+        kept = replace(one, blocks=(replace(block, since=1000.0),))
+        assert held == {"i-1": Holding("i-1", "", (kept,), Intent(call, 1000.0), 1000.0, missing)}
