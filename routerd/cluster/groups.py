@@ -153,6 +153,8 @@ def form_groups(
             draft.refusals += [Refusal(policy.ref, "AddressesApart", mixed) for policy in members]
             continue
         record = numbers.record_of(addresses)
+        if record.since > now:  # of a clock that was ahead
+            record = replace(record, since=now)
         accepted, refused = _same_gateways(members, mode) if not pinned else (list(members), [])
         draft.refusals += refused
         if unreported and not pinned and _may_be_held(record, accepted[0]) and now < record.since + REPORT_PATIENCE:

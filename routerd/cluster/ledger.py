@@ -170,12 +170,16 @@ def rest_anew(ledger: Ledger, now: float) -> Ledger:
     def anew(records: Iterable[Any]) -> tuple[Any, ...]:
         return tuple(each if each.state in IN_USE else replace(each, since=now) for each in records)
 
+    def table_anew(table: PortTable) -> PortTable:
+        """As another version, since what is published says how long ports rest."""
+        return replace(table, sets=anew(table.sets), version=table.version + 1)
+
     return replace(
         ledger,
         addresses=anew(ledger.addresses),
         groups=anew(ledger.groups),
         node_numbers=anew(ledger.node_numbers),
-        port_tables=tuple(replace(each, sets=anew(each.sets)) for each in ledger.port_tables),
+        port_tables=tuple(map(table_anew, ledger.port_tables)),
         pod_cidrs=anew(ledger.pod_cidrs),
     )
 

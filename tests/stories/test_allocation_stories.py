@@ -561,6 +561,17 @@ def test_a_node_that_never_reports_does_not_hold_up_a_policy_for_good() -> None:
     assert world.decide(15) == "group 1 192.168.33.100 EgressPolicy/sample via g1"
 
 
+def test_a_policy_does_not_wait_longer_for_nodes_when_the_clock_is_set_back() -> None:
+    world = World(now=10_000.0)
+    world.node("g1")
+    world.node("silent", None, reports=None)
+    world.policy("sample", "192.168.33.100")
+    assert "AwaitingNodeReports" in world.decide()
+    world.now -= 3600.0
+    assert "AwaitingNodeReports" in world.decide()
+    assert world.decide(15) == "group 1 192.168.33.100 EgressPolicy/sample via g1"
+
+
 def test_the_clock_is_set_back() -> None:
     """What cools down waits for 30 s from now, not until the old time comes again."""
     world = World(now=10**9)

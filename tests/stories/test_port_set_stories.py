@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from routerd.cluster.adopt import adopt
-from routerd.cluster.ledger import Ledger
+from routerd.cluster.ledger import Ledger, rest_anew
 from routerd.cluster.port_sets import holders
 from routerd.model import AppliedTable, NodeReport, PortAsk, PortReport, Service, ServicePort, UnusedBlock
 from tests.models.operator_world import World, ports_text, text
@@ -256,6 +256,20 @@ def test_tables_of_the_ledger_alone_rest() -> None:
     found = adopt(ledger, published, None, 5000.0).ledger.port_tables
     assert [each.state for table in found for each in table.sets] == ["cooling"] * 3
     assert all(each.since == 5000.0 for table in found for each in table.sets)
+
+
+def test_what_rests_anew_is_published_so() -> None:
+    """Whoever begins without the ledger goes by what is published."""
+    world = shared()
+    decide(world)
+    del world.nodes["worker"]
+    decide(world)
+    world.ledger = rest_anew(world.ledger, world.now + 3600.0)
+    decide(world, 3600.0)
+    (table,) = world.ledger.port_tables
+    (binding,) = world.allocations.bindings
+    assert [each.since for each in table.sets if each.state == "cooling"] == [world.now]
+    assert [each.since for each in binding.cooling] == [world.now]
 
 
 # --- nodes that ask
