@@ -8,7 +8,7 @@ a node, either: whoever announces it would get packets to neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import islice
@@ -153,12 +153,14 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
     return (*steps, *(DeleteRule(rule) for rule in sorted(observed.rules - rules)))
 
 
-def wanted(desired: Desired, observed: Observed) -> dict[IPNetwork, Hops]:
-    """What can be had of it here. The kernel sends by a device without a carrier, too: that is used if there is no
+def wanted(desired: Desired, observed: Observed, others: Container[IPNetwork] | None = None) -> dict[IPNetwork, Hops]:
+    """What can be had of it here. `others`: what is `taken`, by who knows that already.
+
+    The kernel sends by a device without a carrier, too: that is used if there is no
     other, as packets have no better way then, and the route is there when the carrier comes back.
     """
-    others, links = taken(desired, observed), Links(observed)
-    told = desired.learnt
+    others = taken(desired, observed) if others is None else others
+    links, told = Links(observed), desired.learnt
     learnt = {p: links.each(addresses) for p, addresses in told.items()} if told is not None else observed.routes
     direct = {prefix: links.hops(addresses) for prefix, addresses in desired.routes.items()}
     ways = [learnt, direct]
@@ -230,7 +232,8 @@ class Links:
 
 def states(desired: Desired, observed: Observed) -> dict[IPNetwork, State]:
     """How far each prefix has come."""
-    others, there = taken(desired, observed), wanted(desired, observed)
+    others = taken(desired, observed)
+    there = wanted(desired, observed, others)
 
     def state(prefix: IPNetwork) -> State:
         if prefix in others:

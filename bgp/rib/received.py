@@ -85,11 +85,8 @@ class Inbound:
 
     def take(self, update: Mapping[str, Any]) -> None:
         if "down" in update:
-            self.up, self.down, self.ours = (
-                None,
-                float(update["down"]),
-                False,
-            )  # the latest event may be of an attempt that failed since
+            # the latest event may be of an attempt that failed since
+            self.up, self.down, self.ours = None, float(update["down"]), False
         attributes = _attributes(update.get("attributes", {}))
         for text, next_hop in update.get("put", {}).items():
             prefix = ip_network(text)

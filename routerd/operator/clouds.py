@@ -70,7 +70,6 @@ class Clouds:
     _jumps: int | None = None  # of the clock, for which what waits has begun anew; None = nothing was decided yet
     _told_lacking: Mapping[str, str] | None = None
     _backend: Backend | None = None
-    _looked: bool = False  # whether `_last` is of a look of ours
     _last: Turn = field(default_factory=lambda: Turn({}, Memory()))
     _decided_on: tuple[Demands, tuple[Wanted, ...]] = ({}, ())
     # Its own: calls that hang must not take the few threads of the loop, in which the operator makes its rounds.
@@ -135,7 +134,6 @@ class Clouds:
             held, inventory, demanded, self.settings.rules, memory, now, backend.action, token, seats, wanted,
         )  # fmt: skip
         await self._record(turn)
-        self._looked = True
         self._jumps = jumped
         if turn.orders:
             outcomes = await self._sent(backend, turn.orders)
@@ -194,7 +192,7 @@ class Clouds:
         """By node: why pods that come wait for an address that does not come by itself; "" = none does. None = nothing
         was looked at yet.
         """
-        if not self._looked:
+        if self._jumps is None:
             return None
         errors = (each for each in self._last.reasons if severity_of(each.reason) == "error")
         why = {each.instance: f"{each.reason}: {each.message}" for each in errors}
