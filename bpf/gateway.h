@@ -54,9 +54,8 @@ static __always_inline bool owns(const struct ip *endpoint, const struct egress_
 }
 
 /* From another node, bearing an egress IP as its source: `address`, or NULL if it is none of this gateway's.
- * That the port's node is there says
- * who sent it: asking `nodes` for every packet costs three more lines of memory, which no cache holds where
- * there are many nodes. */
+ * That the port's node is there says who sent it: asking `nodes` for every packet costs three more lines of
+ * memory, which no cache holds where there are many nodes. */
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *packet, enum parsed parsed,
 				   const struct settings *config, const struct peer *peer,
 				   const struct egress_ip_value *address)

@@ -32,15 +32,8 @@ from fib.plan import (
 )
 from netlink.wire import Attributes, NetlinkSocket, attribute, attributes
 
-RTM_GETLINK, RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = (
-    18,
-    24,
-    25,
-    26,
-    32,
-    33,
-    34,
-)
+RTM_GETLINK, RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 18, 24, 25, 26
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 # struct ifinfomsg, rtmsg, rtnexthop, fib_rule_hdr
 IFINFO, ROUTE, NEXT_HOP, RULE, U32 = (struct.Struct(form) for form in ("=BxHiII", "=8BI", "=HBBi", "=8BI", "=I"))
@@ -52,6 +45,7 @@ ARPHRD_ETHER, IFF_UP, IFF_LOOPBACK, IFF_NOARP, IFF_LOWER_UP = 1, 0x1, 0x8, 0x80,
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 VERSIONS = {family: version for version, family in FAMILIES.items()}
 GONE = (errno.ESRCH, errno.ENOENT)
+OUR_PROTOCOL = bytes([PROTOCOL])
 
 
 class Route(NamedTuple):
@@ -134,7 +128,7 @@ def _rules(route: NetlinkSocket) -> Iterator[Rule]:
             continue
         for answer in answers:
             values = attributes(answer, RULE.size)
-            if values.get(FRA_PROTOCOL) == bytes([PROTOCOL]):
+            if values.get(FRA_PROTOCOL) == OUR_PROTOCOL:
                 priority, table = (U32.unpack(values.get(kind, bytes(4)))[0] for kind in (FRA_PRIORITY, FRA_TABLE))
                 yield Rule(version, priority, table)
 
@@ -201,8 +195,4 @@ def _removed(prefix: IPNetwork) -> bytes:
 def _rule(rule: Rule) -> bytes:
     numbers = ((FRA_PRIORITY, rule.priority), (FRA_TABLE, rule.table))
     head = RULE.pack(FAMILIES[rule.version], *bytes(6), FR_ACT_TO_TBL, 0)
-    return (
-        head
-        + b"".join(attribute(kind, U32.pack(n)) for kind, n in numbers)
-        + attribute(FRA_PROTOCOL, bytes([PROTOCOL]))
-    )
+    return head + b"".join(attribute(kind, U32.pack(n)) for kind, n in numbers) + attribute(FRA_PROTOCOL, OUR_PROTOCOL)
