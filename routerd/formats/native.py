@@ -293,11 +293,14 @@ MOST_EGRESS_IPS = 16  # of one policy
 
 def _addresses(spec: Section) -> tuple[tuple[IPAddress, ...], str, int]:
     """The egress IPs, or the pool that they come from and how many."""
-    said = [value for key in ("egressIP", "egressIPs", "pool", "service") if (value := spec.get(key)) is not None]
+    keys = ("egressIP", "egressIPs", "pool", "service")
+    found = {key: value for key in keys if (value := spec.get(key)) is not None}
+    said = [*found.values()]
     if not said:
         raise MissingKey(spec.value, "egressIP", _EITHER)
     if len(said) > 1:
-        raise said[1].error(_EITHER)
+        several = " and ".join(f'"{key}"' for key in found)
+        raise said[1].error(f"found {several}, {_EITHER}")
     pool, count = spec.get("pool"), spec.get("count")
     if pool is not None:
         return (), pool.name("the name of an AddressPool"), count.integer(1, MOST_EGRESS_IPS) if count else 1

@@ -49,6 +49,7 @@ _PORT = re.compile(r"(tcp|udp|sctp):(\d{1,5})", re.IGNORECASE)
 KNOWN = (*READ, EGRESS, KUBE_VIP, PORTS, DENIED)
 CONFLICT, UNREAD, INVALID = "ConflictingAnnotations", "UnknownAnnotation", "InvalidObject"  # reasons of refusals
 _LIKENESS = 0.95  # 1 = equal; what MetalLB and kube-vip write beside these is less alike
+_OWN_LIKENESS = 0.8  # of names in our domain, where nobody else writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,9 @@ def _meant(key: str) -> str:
         return ""
     domain, _, name = key.rpartition("/")
     if domain == "routerd.io":
-        return next((each for each in KNOWN if each.rpartition("/")[2].lower() == name.lower()), "")
+        names = {each.rpartition("/")[2].lower(): each for each in reversed(KNOWN)}
+        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=_OWN_LIKENESS)
+        return names[near[0]] if near else ""
     return next(iter(difflib.get_close_matches(key, KNOWN, n=1, cutoff=_LIKENESS)), "")
 
 

@@ -87,9 +87,10 @@ def test_what_cannot_be_is_refused_and_its_pods_stay_selected(annotation: str, m
     assert (policy.refused, len(policy.selections), policy.destinations) == (True, 1, (ip_network("0.0.0.0/0"),))
 
 
-def test_a_misspelt_one_is_told() -> None:
-    _, (told,) = read('routerd.io/Egress: "true"')
-    assert told.endswith('routerd.io/Egress is not read; did you mean "routerd.io/egress"?')
+@pytest.mark.parametrize("name", ["Egress", "egres", "egresss", "eggress", "egress-"])
+def test_a_misspelt_one_is_told(name: str) -> None:
+    _, (told,) = read(f'routerd.io/{name}: "true"')
+    assert told.endswith(f'routerd.io/{name} is not read; did you mean "routerd.io/egress"?')
 
 
 def test_what_kube_vip_has_is_converted_and_what_is_ours_is_not_repeated() -> None:

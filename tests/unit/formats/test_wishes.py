@@ -115,6 +115,7 @@ def test_names_that_say_different_things_are_told() -> None:
         ("lbipam.cilium.io/sharing_key", "lbipam.cilium.io/sharing-key"),
         ("routerd.io/address-pool", "metallb.io/address-pool"),
         ("routerd.io/loadbalancerips", "metallb.io/loadBalancerIPs"),
+        ("routerd.io/adress-pool", "metallb.io/address-pool"),
     ],
 )
 def test_what_is_nearly_an_annotation_is_told(name: str, meant: str) -> None:
