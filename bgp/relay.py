@@ -122,6 +122,7 @@ class Received:
         self._ends: dict[str, set[int]] = {}
         self._down: dict[str, float] = {}  # since when, of the monotonic clock
         self._listed: dict[str, dict[int, bool]] = {}  # versions that the OPEN's restart is of: whether they were kept
+        self._up: set[str] = set()
 
     def configure(self, text: str) -> None:
         """Of this configuration: sessions that it does not name are over."""
@@ -130,13 +131,19 @@ class Received:
         for kept in (self._sides, self._paths, self._ends, self._down, self._listed):
             for session in kept.keys() - named:
                 del kept[session]
+        self._up &= named
 
     def knows(self, session: str) -> bool:
-        """Whether it has heard how the session began."""
-        return session in self._sides
+        """Whether it has heard how the session began, and so all that its peer told."""
+        return session in self._listed
 
     def goes_up(self, session: str) -> dict[str, object] | None:
-        """What its peer has not kept while it was away is gone."""
+        """What its peer has not kept while it was away is gone. None also for one that is up: ExaBGP says so again to a
+        relay that greets it, and the peer may have told something before that.
+        """
+        if session in self._up:
+            return None
+        self._up.add(session)
         self._down.pop(session, None)
         self._ends[session] = set()
         for path in self._paths.get(session, {}).values():
@@ -145,6 +152,7 @@ class Received:
 
     def goes_down(self, session: str, reason: str, when: float) -> dict[str, object] | None:
         """None = nothing is gone, as of a session that was not up. After a NOTIFICATION, either's, nothing is kept."""
+        self._up.discard(session)
         if session in self._down or session not in self._ends:
             return None
         self._down[session] = when
@@ -166,6 +174,7 @@ class Received:
         neighbor = event["neighbor"]
         session = f"{neighbor['address']['peer']},{neighbor['address']['local']}"
         if event["type"] == "open":
+            self._up.discard(session)
             offered = [each for each in neighbor["open"]["capabilities"].values() if isinstance(each, dict)]
             restart = next((each for each in offered if each.get("name") == "graceful restart"), {})
             flags = restart.get("address-family-flags", {})
@@ -179,6 +188,7 @@ class Received:
             }  # fmt: skip
             return {"session": session, "side": self._sides[session]}
         message = neighbor["message"]
+        self._up.add(session)
         if "eor" in message:
             return self._end(session, 6 if message["eor"]["afi"] == "ipv6" else 4)
         update = self._update(session, message["update"])

@@ -254,6 +254,7 @@ class Speaker:
         """A relay has come: what it says replaces what was known."""
         if self._link is not None:
             self._link.close()
+            self.received.lose(time.monotonic())
         self._link, self._hello = link, hello
         self._digests = {session_key(token): digest for token, digest in hello.peers.items()}
         self._held = None

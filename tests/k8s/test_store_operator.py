@@ -227,6 +227,7 @@ def test_a_node_shows_whether_its_cloud_has_addresses_for_pods() -> None:
                 assert of_kubelet.items() <= of(found, "Ready").items()
                 times.append(condition["lastTransitionTime"])
             assert times[0] == times[1]
+            await eventually(lambda: publisher.writes == 4, "the VIP and all three are answered")
 
             async def is_written_once(name: str, port: int) -> None:
                 """The VIP of another service, and nothing else, though the Node has another version."""
@@ -236,6 +237,7 @@ def test_a_node_shows_whether_its_cloud_has_addresses_for_pods() -> None:
                 publisher.wake()
                 await api.apply(service(name, port))
                 await until(api, WEB.replace("web", name), ips, "another VIP")
+                await eventually(lambda: publisher.writes > writes, "its write is counted")
                 assert publisher.writes == writes + 1
 
             await is_written_once("more", 81)

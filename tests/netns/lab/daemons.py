@@ -15,8 +15,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +75,13 @@ def file_store(lab: Lab) -> dict[str, object]:
     return {"manifests": str(lab.manifests), "node-reports": reports}
 
 
+def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    """To those that are still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 @dataclass(slots=True)
 class Daemon:
     """One routerd process. `started` is the monotonic time of its start."""
@@ -97,6 +104,16 @@ class Daemon:
         with suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """It and its descendants do nothing in the block."""
+        pids = self.tree()
+        try:
+            signal_all(pids, signal.SIGSTOP)
+            yield
+        finally:
+            signal_all(pids, signal.SIGCONT)
 
     def relays(self) -> list[int]:
         """A speaker's helper processes."""

@@ -13,17 +13,17 @@ quiet period, in which all must become as it was.
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tests.netns.lab.census import Census
+from tests.netns.lab.daemons import signal_all
 from tests.netns.lab.lab import TOR_ADDRESS, Lab
 from tests.netns.lab.netns import Namespace
 from tests.netns.lab.site import EGRESS_IP, SILENT, Site, nodes
@@ -220,10 +220,8 @@ def standing_still(role: str, node: str, site: Site) -> Iterator[None]:
     daemons = {"agent": site.daemons.agents, "speaker": site.daemons.speakers, "bfd": site.daemons.bfds}
     daemon = daemons[role][node] if node else site.daemons.operator
     assert daemon is not None
-    pids = daemon.tree()
-    signal_all(pids, signal.SIGSTOP)
-    yield
-    signal_all(pids, signal.SIGCONT)
+    with daemon.standing_still():
+        yield
 
 
 @contextmanager
@@ -279,12 +277,6 @@ def clock_set(name: str, step: float, site: Site) -> Iterator[None]:
     yield
     assert not any("hold timer" in why for why in site.ends()), f"by the clock of {name}, set by {step} s"
     site.daemons.set_clock(host, 0.0)
-
-
-def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 # --- a run

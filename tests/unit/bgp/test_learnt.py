@@ -276,6 +276,27 @@ def test_a_peer_that_comes_back_without_its_routes_loses_its_paths(
     assert world.best(2010) == {}
 
 
+@pytest.mark.parametrize("flags", [BOTH, {"ipv4/unicast": [], "ipv6/unicast": []}])
+def test_a_session_that_is_said_to_be_up_again_has_told_what_it_told(flags: dict[str, list[str]]) -> None:
+    """As ExaBGP says to a relay that greets it when the session is up already, whatever came in between."""
+    world = World()
+    world.begin(flags=flags)
+    world.say(announced(A, str(PREFIX), "10.244.3.0/24"), ended(A))
+    world.speaker_starts(2000.0)
+    world.begin(when=2001.0, flags=flags)
+    world.say(announced(A, str(PREFIX)), ended(A), state(A, "up", 2001.0))
+    world.connect()
+    assert world.best(2002) == {PREFIX: (HOP,)}
+    world.agent_starts(2003.0)
+    assert world.best(2004) == {PREFIX: (HOP,)}, "and its End-of-RIB has come"
+    networks, world.relay = world.relay.networks, Kept()  # one that has not heard the OPEN
+    world.relay.networks = networks
+    world.say(announced(A, str(PREFIX)), ended(A), state(A, "up", 2001.0))
+    assert not world.relay.knows(A), "whether that is all"
+    world.agent_starts(2005.0)
+    assert world.best(2005 + LONGEST) == {PREFIX: (HOP,)}
+
+
 def test_a_session_that_the_configuration_named_once_is_over(world: World) -> None:
     world.relay.configure("")
     world.relay.configure(CONFIGURATION)

@@ -228,17 +228,28 @@ def test_what_peers_announce_is_told_and_told_again(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("refresh", "families"),
-    [("normal", ["ipv4", "ipv6"]), ("enhanced", ["ipv6"]), ("absent", ["ipv4", "ipv6"])],
+    ("refresh", "families", "told_before"),
+    [
+        ("normal", ["ipv4", "ipv6"], False),
+        ("enhanced", ["ipv6"], False),
+        ("enhanced", ["ipv4"], True),
+        ("absent", ["ipv4", "ipv6"], False),
+    ],
 )
-def test_a_peer_that_told_another_relay_is_asked_again(tmp_path: Path, refresh: str, families: list[str]) -> None:
-    """One that was ended; ExaBGP says to the next which sessions are up. Who has not offered to be asked is not."""
+def test_a_peer_that_told_another_relay_is_asked_again(
+    tmp_path: Path, refresh: str, families: list[str], *, told_before: bool
+) -> None:
+    """One that was ended; ExaBGP says to the next which sessions are up, maybe after an UPDATE of one of them. Who has
+    not offered to be asked is not.
+    """
     agreed = json.dumps({"refresh": refresh, "families": [f"{family} unicast" for family in families]})
     (tmp_path / relay.CONFIGURATION).write_text('neighbor 10.0.0.2 {\n    description "import 10.244.0.0/16";\n}\n')
     bench = Bench(tmp_path)
     try:
         nonce = bench.exabgp.take().removeprefix("routerd hello ")
         who = {"nonce": nonce, "exabgp": "5.0.15", "pid": 7, "started": 1.5, "peers": {}}
+        if told_before:
+            bench.exabgp.send(UPDATE % WHO)
         bench.exabgp.send(json.dumps({"routerd": who}))
         bench.exabgp.send(NEGOTIATED.replace("{}", agreed))
         bench.exabgp.send(UP)

@@ -54,13 +54,14 @@ class FakeRelay:
         self.is_silent = False  # takes everything and answers nothing
         self.unanswered: list[str] = []  # commands that came meanwhile
         self.pid = 7
+        self.version = "5.0.15"
         self.bulk: list[str] | None = None  # lines of the table, of a speaker that takes bulk commands
 
     async def serve(self, socket: Path) -> None:
         reader, writer = await asyncio.open_unix_connection(socket)
         try:
             self._tell(writer, hello={
-                "protocol": 2, "exabgp": "5.0.15", "pid": self.pid, "started": 1.0, "peers": self.peers,
+                "protocol": 2, "exabgp": self.version, "pid": self.pid, "started": 1.0, "peers": self.peers,
                 "events": self.events, **({} if self.bulk is None else {"bulk": 1}),
             })  # fmt: skip
             while line := await reader.readline():
@@ -447,6 +448,30 @@ async def test_a_new_exabgp_gets_everything(socket: Path) -> None:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@story
+async def test_a_relay_that_comes_before_the_end_of_the_last_is_seen_tells_anew(socket: Path) -> None:
+    """What its peer withdrew in between goes with the End-of-RIB."""
+    relay, token = FakeRelay(), A.key.token
+    relay.events = up(A)
+    importing = replace(A, imports=(ip_network("10.244.0.0/16"),))
+    gone, stays = "10.244.2.0/24", "10.244.3.0/24"
+    async with running(socket, relay) as speaker:
+        speaker.set(desired((importing, [])))
+        assert await speaker.settled(5)
+        side = {"session": token, "side": {"local_as": 64512, "peer_as": 65000, "restart": 120}}
+        for prefix in (gone, stays):
+            speaker.received.take({**side, "put": {prefix: str(A.address)}, "end": 4})
+        speaker.received.take({"whole": True})
+        assert (speaker.learnt() or {}).keys() == {ip_network(gone), ip_network(stays)}
+        relay.version = "5.0.16"
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(relay.serve(socket))
+            await eventually(lambda: speaker.exabgp_version == relay.version)
+            speaker.received.take({"session": token, "put": {stays: str(A.address)}, "end": 4})
+            assert speaker.learnt() == {ip_network(stays): (A.address,)}
+            following.cancel()
 
 
 @story
