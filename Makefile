@@ -12,7 +12,7 @@
 #   make chaos   kills at random moments under churn (KILLS=50, SEED=…)
 #   make soak    an hour of churn under traffic of both families (MINUTES=…, SEED=…)
 #   make cloud-faults   random lives of instances on a fake cloud, with faults (STEPS=10000, SEED=…)
-#   make demo-cloud   addresses of a cloud for pods, and an egress IP that moves, on a fake EC2, with every call told
+#   make demo-cloud   addresses of clouds for pods, and egress IPs that move, on their fakes, with every call told (CLOUD=…)
 #   make partitions   each pair of peers cut in each manner, failures, stopped processes, under traffic (ROUNDS=…, SEED=…)
 #   make bench   benchmarks                                           make lock        renews requirements/*.txt
 #   make bench-packets, bench-egress   the egress datapath: ns per packet; throughput beside nftables (FAMILY=6, ROUNDS=…, POLICIES=…, MODES=…)
@@ -73,7 +73,7 @@ cloud-faults: setup
 	@$(PY) -m tests.models.cloud.faulty $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED))
 
 demo-cloud: setup
-	@$(PY) -m tests.netns.stories.demo_cloud
+	@$(PY) -m tests.netns.stories.demo_cloud $(if $(CLOUD),--cloud $(CLOUD))
 
 partitions: setup
 	@$(PY) -m tests.netns.stories.partitions $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))

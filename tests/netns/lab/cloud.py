@@ -1,4 +1,4 @@
-"""Nodes that are instances of the fake cloud, in a VPC that forwards as that says, with agents and the operator.
+"""Nodes that are instances of a fake cloud, in a VPC that forwards as that says, with agents and the operator.
 
 The lab's directory is /run/routerd-lab-PREFIX, as any lab's; the operator runs outside of all namespaces, where the
 cloud's API is.
@@ -18,17 +18,16 @@ from typing import Any, Self
 import yaml
 
 from tests.models.cloud.core import Cloud
-from tests.models.cloud.server import ACCESS, SECRET, served
 from tests.netns.lab import netns
 from tests.netns.lab.cni import OURS, PluginError, Runtime, delegating_plugin
 from tests.netns.lab.daemons import in_node
 from tests.netns.lab.hosts import Node, NodeSpec, PodHost
 from tests.netns.lab.lab import claim, directory_of, remove
-from tests.netns.lab.vpc import Vpc
+from tests.netns.lab.providers import AWS, Fake
+from tests.netns.lab.vpc import SUBNET, SUBNET6, Vpc
 from tests.waiting import wait
 
 ROOT = Path(__file__).parents[3]
-KEYS = {"AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
 # Seconds that a block is marked before the cloud has it back, and that an address rests, as a demo has them.
 HURRY = """
 import sys, cloud.release, ipam.pod_addresses
@@ -48,7 +47,9 @@ class CloudLab:
     cloud_section: Json = field(default_factory=dict)
     egress: bool = False
     hurry: bool = False
-    cloud: Cloud = field(default_factory=lambda: Cloud(attaching=0.5))
+    fake: Fake = AWS
+    cloud: Cloud = field(init=False)
+    endpoint: str = field(init=False)  # of its API
     hosts: dict[str, Node] = field(default_factory=dict)
     pods: dict[str, PodHost] = field(default_factory=dict)  # that are in the store
     objects: list[Json] = field(default_factory=list)  # more of the store
@@ -56,6 +57,9 @@ class CloudLab:
     vpc: Vpc = field(init=False)
     runtimes: dict[str, Runtime] = field(default_factory=dict)
     _ended: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self.cloud = Cloud(self.fake.front, attaching=0.5)
 
     @property
     def home(self) -> Path:
@@ -66,21 +70,23 @@ class CloudLab:
         self._ended.callback(remove, self.prefix)
         with ExitStack() as undone:
             undone.push(self._ended)
-            self._build(self._ended.enter_context(served(self.cloud)))
+            self.endpoint = self._ended.enter_context(self.fake.served(self.cloud))
+            self._build()
             undone.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.close()
 
-    def _build(self, endpoint: str) -> None:
-        self.cloud.add_subnet("subnet-1", "10.0.0.0/24", cidr6="2001:db8::/64")
+    def _build(self) -> None:
+        self.cloud.add_subnet("subnet-1", str(SUBNET), cidr6=str(SUBNET6))
         self.cloud.add_group("sg-1")
         for number, name in enumerate(self.nodes, 1):
             self.cloud.add_instance(f"i-{number}", "subnet-1")
             spec = NodeSpec(name, str(self.cloud.of(f"i-{number}")[0].primary), f"10.9.{number}.0/24")
             self.hosts[name] = Node(self.home, spec)
-        self.vpc = Vpc(self.home, self.cloud, {f"i-{at}": self.hosts[name] for at, name in enumerate(self.nodes, 1)})
+        instances = {f"i-{at}": self.hosts[name] for at, name in enumerate(self.nodes, 1)}
+        self.vpc = Vpc(self.home, self.cloud, self.fake.vpc, instances)
         for directory in ("bin", "manifests", "bpf", "operator"):
             (self.home / directory).mkdir()
         (self.home / "bin" / "routerd-ipam").symlink_to(OURS)
@@ -95,14 +101,15 @@ class CloudLab:
         self.vpc.host.start_server(http=80)
         self.write()
         for name, host in self.hosts.items():
-            self._configure(name, host.directory, endpoint)
+            self._configure(name, host.directory)
             self.runtimes[name] = Runtime(
                 host, delegating_plugin("ptp", host.directory / "run"), None, "pods", self.home / "bin"
             )
-        self._configure("", self.home / "operator", endpoint)
+        self._configure("", self.home / "operator")
 
-    def _configure(self, node: str, directory: Path, endpoint: str) -> None:
-        cloud = {"provider": "aws", "region": "eu-central-1", "endpoint": endpoint, "cluster": "lab"}
+    def _configure(self, node: str, directory: Path) -> None:
+        cloud = {"provider": self.fake.name, "endpoint": self.endpoint, "cluster": "lab"}
+        cloud |= {"region": self.fake.region} if self.fake.region else {}
         whole = {
             "apiVersion": "routerd.io/v1alpha1", "kind": "Config", **({"node-name": node} if node else {}),
             "state-dir": str(directory / "state"), "run-dir": str(directory / "run"), "metrics-listen": "",
@@ -111,7 +118,7 @@ class CloudLab:
                 "manifests": str(self.home / "manifests"),
                 "node-reports": [str(self.home / "*" / "state" / "node.yaml")],
             },
-            "operator": {"metrics-listen": ""}, "bgp": {"enabled": False}, "cluster-cidrs": ["10.0.0.0/24"],
+            "operator": {"metrics-listen": ""}, "bgp": {"enabled": False}, "cluster-cidrs": [str(SUBNET)],
             "egress": {"enabled": self.egress}, "cloud": {**cloud, **self.cloud_section},
         }  # fmt: skip
         (directory / "routerd.yaml").write_text(yaml.safe_dump(whole))
@@ -135,7 +142,8 @@ class CloudLab:
         directory = self.home / "operator"
         with (directory / "operator.log").open("wb") as log:
             command = self._command(directory, "operator")
-            child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **KEYS}, stdout=log, stderr=log)
+            environment = {**os.environ, **self.fake.credentials(self.endpoint)}
+            child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         self._ended.callback(child.wait, 30)
         self._ended.callback(child.terminate)
 
@@ -153,7 +161,8 @@ class CloudLab:
         file.with_suffix(".new").replace(file)
 
     def _node(self, number: int, name: str) -> Json:
-        spec = {"podCIDR": self.hosts[name].spec.pod_cidr, "providerID": f"aws:///a/i-{number}"}
+        provider_id = self.fake.provider_id.format(self.fake.instance(f"i-{number}"))
+        spec = {"podCIDR": self.hosts[name].spec.pod_cidr, "providerID": provider_id}
         ready = {"type": "Ready", "status": str(name not in self.not_ready)}
         status = {"addresses": [{"type": "InternalIP", "address": self.hosts[name].address}], "conditions": [ready]}
         metadata = {"name": name, "labels": dict(self.nodes[name])}

@@ -9,17 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
+from cloud.model import Vpc as VpcFacts
 from tests.models.cloud.core import Cloud
 from tests.models.cloud.state import Eni
 from tests.netns.lab.hosts import Host
 from tests.netns.lab.netns import Namespace
 
-ROUTER, BEYOND = "10.0.0.1", "203.0.113.10"  # of the subnet, and of a server that the VPC routes to
+SUBNET, SUBNET6 = IPv4Network("10.0.0.0/24"), IPv6Network("2001:db8::/64")
+BEYOND = "203.0.113.10"  # of a server that the VPC routes to
 ABROAD = "198.51.100.10"  # of a server beyond a network that knows no pods
-ROUTER6, BEYOND6 = "fe80:ec2::1", "2001:db8:cb00::10"
+BEYOND6 = "2001:db8:cb00::10"
 HOP6 = "fe80::2"  # whoever has an interface's prefix, behind its link
 RULES = """\
 table inet vpc {
@@ -37,22 +39,29 @@ table inet vpc {
 
 @dataclass(slots=True)
 class Vpc:
-    """Of one subnet, 10.0.0.0/24 and 2001:db8::/64. `nodes`: namespaces by instance."""
+    """Of one subnet. `nodes`: namespaces by instance."""
 
     home: Path
     cloud: Cloud
+    facts: VpcFacts
     nodes: Mapping[str, Namespace]
     host: Host = field(init=False)
     _links: dict[str, str] = field(init=False, default_factory=dict)  # by interface: the VPC's end
+    _plugged: int = 0  # so many interfaces were, ever
     _given: set[tuple[str, str, str]] = field(init=False, default_factory=set)  # link, block, MAC
     _before: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.host = Host(self.home, "vpc", BEYOND)
 
+    @property
+    def router(self) -> str:
+        """Of the subnet."""
+        return str(self.facts.routers(SUBNET, ())[0])
+
     def create(self) -> None:
         self.host.create()
-        self.host.ip(*(f"addr add {each} dev lo" for each in (ROUTER, BEYOND, ABROAD, BEYOND6)))
+        self.host.ip(*(f"addr add {each} dev lo" for each in (self.router, BEYOND, ABROAD, BEYOND6)))
         self.host.sysctl({"net.ipv4.ip_forward": 1, "net.ipv4.conf.all.rp_filter": 0})
         self.host.sysctl({"net.ipv6.conf.all.forwarding": 1})
         self.host.nft(RULES)
@@ -76,22 +85,25 @@ class Vpc:
             self.host.ip(f"route add {block} {f'via {HOP6} ' if HOP6 in neighbours else ''}dev {link}")
             self.host.nft(f"add element inet vpc {_set(block)} {{ {link} . {block} }}\n")
         self._given = given
+        for gone in self._links.keys() - {eni.id for eni in enis}:
+            self.host.ip(f"link del {self._links.pop(gone)}")
 
     def _plug(self, eni: Eni) -> None:
         assert eni.attachment is not None
-        index, node = eni.attachment.index, self.nodes[eni.attachment.instance]
-        link, device = f"v{len(self._links)}", f"eth{index}"
+        index, node, number = eni.attachment.index, self.nodes[eni.attachment.instance], self._plugged
+        link, device = f"v{number}", f"eth{number if index else 0}"
+        self._plugged += 1
         self.host.ip(
             f"link add {link} type veth peer name {device} address {eni.mac} netns {node.name}",
             f"link set {link} mtu 9001 up",
         )
         self.host.sysctl({f"net.ipv4.conf.{link}.proxy_arp": 1})
-        self.host.ip(f"addr add {ROUTER6}/128 dev {link} nodad")
+        self.host.ip(f"addr add {self.facts.routers(SUBNET, (SUBNET6,))[1]}/128 dev {link} nodad")
         self.host.nft(f"add element inet vpc links {{ {link} }}\n")
         if index == 0:  # what DHCP gives
             node.ip(
                 f"link set {device} mtu 9001 up", f"addr add {eni.primary}/24 dev {device}",
-                f"route add default via {ROUTER}",
+                f"route add default via {self.router}",
             )  # fmt: skip
         self._links[eni.id] = link
 

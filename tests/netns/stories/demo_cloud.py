@@ -1,6 +1,7 @@
-"""`make demo-cloud`: addresses of a cloud for pods, and an egress IP that moves, on a fake EC2, told with every call.
+"""`make demo-cloud`: addresses of clouds for pods, and egress IPs that move, on fakes of EC2, ECS and Azure's Resource
+Manager side by side, each with a cluster of its own, told with every call.
 
-The real SDK speaks to the fake over HTTP; the lab's VPC forwards as the fake's state says, and drops foreign sources.
+The real SDKs speak to the fakes over HTTP; each lab's VPC forwards as its fake's state says, and drops foreign sources.
 A block is marked for 5 s before the cloud has it back, where routerd waits for 180, and an address rests for 2, not 30.
 
 Exit status: 0 everything held, 1 something did not, 2 it could not run.
@@ -8,23 +9,25 @@ Exit status: 0 everything held, 1 something did not, 2 it could not run.
 
 from __future__ import annotations
 
-import functools
+import argparse
 import signal
 import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from routerd.errors import RouterdError
 from routerd.model import GATEWAY_LABEL
 from routerd.serve.api import ask, operator_socket
-from tests.models.cloud.calls import BY_NAME
-from tests.netns.lab import netns
 from tests.netns.lab.cloud import CloudLab, Json
 from tests.netns.lab.lab import LabError, check_environment
+from tests.netns.lab.netns import CommandError
+from tests.netns.lab.providers import FAKES
 from tests.netns.lab.transcript import StoryFailed, Transcript
 from tests.netns.lab.vpc import BEYOND
 from tests.waiting import WaitTimeout, wait
@@ -53,12 +56,15 @@ class Story:
         """Those that came since, each that changes something on a line."""
         log = self.lab.cloud.log
         new, self.told = log[self.told :], len(log)
-        looks = Counter(action for _, action, _, _ in new if BY_NAME[action].mode == "read")
+        looks = Counter(action for _, action, _, _ in new if self.is_look(action))
         lines = [_line(action, parameters, code) for _, action, parameters, code in new if action not in looks]
         seen = ", ".join(f"{count} {action}" for action, count in sorted(looks.items()))
         return [*lines, *([f"and looks: {seen}"] if seen else [])]
 
-    def until(self, condition: Callable[[], object], what: str, timeout: float = 40.0) -> None:
+    def is_look(self, action: str) -> bool:
+        return self.lab.cloud.front.calls[action].mode == "read"
+
+    def until(self, condition: Callable[[], object], what: str, timeout: float = 120.0) -> None:
         """The cloud's time goes on meanwhile."""
 
         def holds() -> object:
@@ -73,7 +79,7 @@ class Story:
             rows = ask(operator_socket(self.lab.home / "operator" / "run"), {"get": "cloud"})
         except RouterdError:
             return {}
-        return next((row for row in rows if row["instance"] == "i-1"), {})
+        return next((row for row in rows if row["instance"] == self.lab.fake.instance("i-1")), {})
 
     def holder(self) -> str:
         """The instance that has the egress IP, as the cloud has it."""
@@ -82,13 +88,23 @@ class Story:
         return next((each.attachment.instance for each in having if each.attachment), "")
 
 
+FAILURES = (StoryFailed, WaitTimeout, CommandError)
+UNTOLD = ("TagSpecifications", "Tag", "RegionId", "etag")
+
+
 def _line(action: str, parameters: Json, code: str) -> str:
-    words = (f"{key}={_word(value)}" for key, value in parameters.items() if key not in ("TagSpecifications",))
+    words = (f"{key}={_word(value)}" for key, value in parameters.items() if key not in UNTOLD)
     return f"{action} {' '.join(words)}" + (f": {code}" if code else "")
 
 
 def _word(value: object) -> str:
-    return ",".join(map(_word, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ",".join(map(_word, value))
+    if isinstance(value, Mapping) and "properties" in value:  # an interface of Azure is written whole
+        given = (each["properties"] for each in value["properties"]["ipConfigurations"])
+        return ",".join(each.get("privateIPAddress", "new") for each in given)
+    text = str(value)
+    return text.rpartition("/")[2] if text.startswith("/subscriptions/") else text
 
 
 def expect(held: object, evidence: str) -> None:
@@ -132,7 +148,7 @@ def shrinks(story: Story) -> Sequence[str]:
     lab, before = story.lab, len(story.lab.of_pods())
     for number in range(12):
         lab.end(f"p{number}")
-    story.until(lambda: len(lab.of_pods()) <= 5, "what is too much is given back", 120)
+    story.until(lambda: len(lab.of_pods()) <= 5, "what is too much is given back")
     expect(lab.pods["one"].address in lab.of_pods(), f"{lab.pods['one'].address} was taken from a pod that runs")
     return [*story.calls(), f"12 pods have ended; i-1 had {before} addresses, and has {len(lab.of_pods())}"]
 
@@ -184,18 +200,21 @@ def agree(story: Story) -> Sequence[str]:
     lab = story.lab
     story.until(lambda: story.row().get("addresses") == len(lab.of_pods()), "record and cloud agree")
     shown = story.row()
-    ours = [eni.id for eni in lab.cloud.enis.values() if eni.tags]
-    expect(shown["interfaces"].split() == ours, f"on record {shown['interfaces']}, in the cloud {ours}")
+    ours = [eni.id for eni in lab.cloud.of("i-1")[1:]]
+    there = sorted(map(lab.fake.interface, ours))
+    expect(sorted(shown["interfaces"].split()) == there, f"on record {shown['interfaces']}, in the cloud {there}")
     expect(all(eni.attachment for eni in lab.cloud.enis.values()), "an interface is attached to nothing")
+    made = {eni.id for eni in lab.cloud.enis.values() if eni.tags}
+    expect(made <= set(ours), f"for pods there are {ours}, and {made} were made")
     having = Counter(address for eni in lab.cloud.enis.values() for address in eni.addresses)
     expect(max(having.values()) == 1, f"an address is on two interfaces: {having}")
     pods = {ip_network(each.address) for each in lab.pods.values()}
     expect(len(pods) == len(lab.pods) and pods <= set(map(ip_network, lab.of_pods())), f"pods have {pods}")
-    codes = Counter(code or "accepted" for _, action, _, code in lab.cloud.log if BY_NAME[action].mode != "read")
+    codes = Counter(code or "accepted" for _, action, _, code in lab.cloud.log if not story.is_look(action))
     return [
         *story.calls(),
-        f"on record: {shown['interfaces']} with {shown['addresses']} addresses; in the cloud: the same, and nothing "
-        "else is left",
+        f"on record: {' '.join(ours)} with {shown['addresses']} addresses; in the cloud: the same, and nothing else is "
+        "left",
         f"calls that change something: {', '.join(f'{count} {what}' for what, count in sorted(codes.items()))}",
         f"packets that the VPC dropped for a foreign source: {lab.vpc.dropped()}",
     ]
@@ -212,33 +231,57 @@ STORY: Sequence[tuple[str, Callable[[Story], Sequence[str]]]] = (
 )
 
 
-def demo(prefix: str = "democloud") -> bool:
+def demo(clouds: Sequence[str] = tuple(FAKES), prefix: str = "cloud") -> bool:
     """Whether everything held."""
     told = Transcript(sys.stdout)
     begin = time.monotonic()
-    with CloudLab(prefix, NODES, SECTION, egress=True, hurry=True) as lab:
-        story = Story(lab)
+    with ExitStack() as ended:
+        stories = [_begun(name, prefix, ended) for name in clouds]
         for title, scene in STORY:
-            if not told.scene(title, functools.partial(scene, story)):
+            if not told.scene(title, lambda scene=scene: list(side_by_side(scene, stories))):  # type: ignore[misc]
                 break
         if told.failed:
-            told.say("\n".join(story.calls()))
-            for log in sorted(lab.home.glob("*/*.log")):
-                told.say(f"--- {log.parent.name}: {log.name}")
-                told.say("\n".join(log.read_text(errors="replace").splitlines()[-8:]))
-        if story.talk is not None:
-            story.talk.close()
+            for story in stories:
+                _tell_logs(story, told)
     told.say(f"\n{time.monotonic() - begin:.0f} s. {'FAILED' if told.failed else 'Everything held.'}")
     return not told.failed
+
+
+def _begun(name: str, prefix: str, ended: ExitStack) -> Story:
+    lab = CloudLab(f"{prefix}{name}", NODES, SECTION, egress=True, hurry=True, fake=FAKES[name])
+    story = Story(ended.enter_context(lab))
+    ended.callback(lambda: story.talk and story.talk.close())
+    return story
+
+
+def side_by_side(scene: Callable[[Story], Sequence[str]], stories: Sequence[Story]) -> Iterator[str]:
+    """What is told of each cloud. Raises StoryFailed, with what failed of any."""
+    with ThreadPoolExecutor(len(stories)) as threads:
+        played = [(story.lab.fake.name, threads.submit(scene, story)) for story in stories]
+    errors = ((name, each.exception()) for name, each in played)
+    if failed := [f"{name}: {error}" for name, error in errors if isinstance(error, FAILURES)]:
+        raise StoryFailed("\n".join(failed), vital=True)
+    for name, each in played:
+        yield from (f"{name}: {line}" for line in each.result())
+
+
+def _tell_logs(story: Story, told: Transcript) -> None:
+    told.say("\n".join(story.calls()))
+    for log in sorted(story.lab.home.glob("*/*.log")):
+        told.say(f"--- {story.lab.fake.name}, {log.parent.name}: {log.name}")
+        told.say("\n".join(log.read_text(errors="replace").splitlines()[-8:]))
 
 
 def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda got, _: sys.exit(128 + got))
+    arguments = argparse.ArgumentParser(description="addresses of clouds for pods, and egress IPs that move")
+    arguments.add_argument("--cloud", choices=FAKES, action="append", help="default: each")
+    given = arguments.parse_args()
     try:
         check_environment()
-        return 0 if demo() else 1
-    except (LabError, netns.CommandError, WaitTimeout) as error:
+        return 0 if demo(given.cloud or tuple(FAKES)) else 1
+    except (LabError, CommandError, WaitTimeout) as error:
         print(f"demo-cloud: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,4 +1,7 @@
-"""A pod has an address of an interface that the operator made on the fake EC2: by `ptp` and `routerd-ipam`."""
+"""A pod has an address of an interface that the operator made on a fake cloud: by `ptp` and `routerd-ipam`.
+
+What a cloud's VPC is like is tried on each that has it otherwise, the rest on the fake EC2.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from ipaddress import IPv6Address, ip_network
 
 import pytest
@@ -14,19 +18,32 @@ from cni.conflist import NotChainable
 from cni.install import WHOLE, install_whole
 from tests.netns.lab.cloud import CloudLab
 from tests.netns.lab.hosts import Answer, Host
-from tests.netns.lab.vpc import ABROAD, BEYOND, BEYOND6, ROUTER
+from tests.netns.lab.providers import ALIBABA, AWS
+from tests.netns.lab.vpc import ABROAD, BEYOND, BEYOND6
 from tests.waiting import wait
 
 
 @pytest.fixture(scope="module")
-def stage(clean_labs: list[str]) -> Iterator[CloudLab]:
-    """One instance, i-1, which is node n. The world but for BEYOND knows no address of the VPC's pods."""
+def stages(clean_labs: list[str]) -> Iterator[dict[str, CloudLab]]:
+    """By cloud, started together. Each has one instance, i-1, which is node n. The world but for BEYOND knows no
+    address of the VPC's pods.
+    """
     section = {
         "addresses": {"pre-allocate": 2, "ipv6": True}, "external-snat": False, "snat-exempt": [f"{BEYOND}/32"],
     }  # fmt: skip
-    with CloudLab(f"v{os.getpid()}", {"n": {}}, section) as built:
-        built.start()
+    with ExitStack() as ended:
+        built = {
+            fake.name: ended.enter_context(CloudLab(f"v{fake.name}{os.getpid()}", {"n": {}}, section, fake=fake))
+            for fake in (AWS, ALIBABA)
+        }
+        for each in built.values():
+            each.start()
         yield built
+
+
+@pytest.fixture
+def stage(stages: dict[str, CloudLab]) -> CloudLab:
+    return stages["aws"]
 
 
 def node_of(stage: CloudLab) -> Host:
@@ -138,7 +155,7 @@ def test_a_node_port_answers_by_the_interface_where_it_was_asked(stage: CloudLab
     node_of(stage).nft(
         f"table ip nat {{ chain prerouting {{ type nat hook prerouting priority dstnat; {rule}; }}; }}\n"
     )
-    assert stage.vpc.host.get(node_of(stage).address, 30080).source == ROUTER
+    assert stage.vpc.host.get(node_of(stage).address, 30080).source == stage.vpc.router
     assert asked_from(stage.vpc.host, ABROAD, node_of(stage).address, 30080)
     assert stage.vpc.dropped() == 0
 
@@ -167,3 +184,20 @@ def test_pods_do_not_read_the_nodes_credentials(stage: CloudLab) -> None:
     stage.vpc.host.start_server(http=80, address="fd00:ec2::254")
     for metadata in ("169.254.169.254", "fd00:ec2::254"):
         assert pod.get(metadata, timeout=1) == Answer(refusal="timeout")
+
+
+def test_alibabas_pods_have_addresses_and_leave_as_amazons_do(stages: dict[str, CloudLab]) -> None:
+    stage = stages["alibaba"]
+    one, two = stage.pod("one", "n"), stage.pod("two", "n")
+    mine = address6(stage, one)
+    assert {one.address, two.address} <= stage.of_pods()
+    assert any(IPv6Address(mine) in prefix for eni in stage.cloud.of("i-1")[1:] for prefix in eni.prefixes6)
+    stage.vpc.host.start_server(http=80, address=BEYOND6)
+    assert (one.get(BEYOND).source, one.get(BEYOND6).source) == (one.address, mine)
+    one.start_server(http=80)
+    assert stage.vpc.host.get(one.address).text.startswith("one")
+    assert two.get(one.address).source == two.address
+    assert one.get(ABROAD).source == node_of(stage).address
+    stage.vpc.host.ip("addr add 100.100.100.200/32 dev lo")
+    assert one.get("100.100.100.200", timeout=1) == Answer(refusal="timeout")
+    assert stage.vpc.dropped() == 0
