@@ -61,9 +61,9 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
         "BFDNotSupported",
         "ConflictingAnnotations", "EgressByAnnotation", "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed",
         "GatewaysUnwatched", "HoldTimeTooLong", "MaxPodsTooHigh",
-        "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoDevice", "NoEndpoints", "NumberMisread", "PodNearShare",
-        "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster", *OF_PORTS,
-        "PortsScarce", "RouteTaken", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",
+        "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoDevice", "NoEndpoints", "NumberMisread",
+        "PeeringNotSupported", "PodNearShare", "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster",
+        *OF_PORTS, "PortsScarce", "RouteTaken", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",
         "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnknownPeer", "UnreadConfiguration", "UpstreamLost",
         "UpstreamUnknown",
     }
@@ -272,6 +272,39 @@ class BfdProfile:
     origin: Origin = Origin()
 
 
+PrefixMatch = Literal["in", "not-in", "equal", "not-equal"]
+ExportAction = Literal["", "accept", "reject"]  # "" = the rules behind it decide
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRule:
+    """What becomes of paths that go to a peer. Of several rules the first one with an action that takes a path decides;
+    a path that none decides goes out.
+    """
+
+    action: ExportAction = ""
+    prefixes: tuple[IPNetwork, ...] = ()  # () = every path; else those of their families alone
+    match: PrefixMatch = "in"  # within one of them; or one of them itself
+    min_length: int = 0  # of a prefix that counts as "in"
+    max_length: int = 128
+    of: tuple[Gets, ...] = ()  # () = all
+    communities: tuple[str, ...] = ()  # that a path gets, as normalised strings
+
+    def takes(self, prefix: IPNetwork, what: Gets) -> bool:
+        if self.of and what not in self.of:
+            return False
+        theirs = [each for each in self.prefixes if each.version == prefix.version]
+        if not theirs:
+            return not self.prefixes
+        is_there = prefix in theirs if self.match in ("equal", "not-equal") else self._holds(theirs, prefix)
+        return is_there != self.match.startswith("not-")
+
+    def _holds(self, networks: Iterable[IPNetwork], prefix: IPNetwork) -> bool:
+        if not self.min_length <= prefix.prefixlen <= self.max_length:
+            return False
+        return any(prefix.subnet_of(each) for each in networks)  # type: ignore[arg-type]  # of one version
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """A BGP peer as configured; times in seconds. Which nodes open the session is `node_selectors` (OR; none = all)."""
@@ -298,6 +331,7 @@ class Peer:
     max_prefixes: int = 0  # that the peer may announce, of each family; 0 = any number
     extended_next_hop: bool = False  # IPv4 paths go out with a next hop of IPv6 (RFC 8950)
     gets: tuple[Gets, ...] = ("services", "pod-cidrs", "egress")  # beside that for which advertisements name it
+    export: tuple[ExportRule, ...] = ()  # in this order
     node_selectors: tuple[LabelSelector, ...] = ()
     name: str = ""  # for messages; "" = the address
     origin: Origin = Origin()
@@ -847,10 +881,10 @@ __all__ = [
     "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
     "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations",
     "AppliedTable", "BfdProfile", "BindingTable", "BlockReport", "CloudInterface", "ClusterCIDR", "CommunityName",
-    "CommunityNames", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "GatewayMode",
-    "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses",
-    "NodeBlocks", "NodeInterfaces", "NodeLink", "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod",
-    "PodCount", "PodSelection", "PoolAdvertisement", "PoolWays", "PortAsk", "PortBlock", "PortRange", "PortReport",
-    "Refusal", "Service", "ServiceAllocation", "ServicePort", "ServiceSelection", "Snapshot", "Unread", "UnusedBlock",
-    "Writer", "is_gateway", "selection_matches", "with_blocks",
+    "CommunityNames", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "ExportRule",
+    "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
+    "NodeAddresses", "NodeBlocks", "NodeInterfaces", "NodeLink", "NodeNumber", "NodeReport", "Origin", "Peer",
+    "Peering", "Pod", "PodCount", "PodSelection", "PoolAdvertisement", "PoolWays", "PortAsk", "PortBlock", "PortRange",
+    "PortReport", "Refusal", "Service", "ServiceAllocation", "ServicePort", "ServiceSelection", "Snapshot", "Unread",
+    "UnusedBlock", "Writer", "is_gateway", "selection_matches", "with_blocks",
 ]  # fmt: skip

@@ -330,7 +330,7 @@ def _audiences(scene: Scene) -> dict[Way, Audience]:
     pools: list[AddressPool | PoolWays] = [*scene.pools.by_name.values(), *scene.pools.former]
     named = {name for pool in pools for how in pool.advertisements for name in how.peers}
     return {
-        way: Audience(peer.label if peer.label in named else "", peer.gets)
+        way: Audience(peer.label if peer.label in named else "", peer.gets, peer.export)
         for way, peer in entries_here(scene.peers, scene.node).items()
     }
 

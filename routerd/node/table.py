@@ -10,7 +10,7 @@ from typing import NamedTuple, get_args
 
 from bgp.path import Path, normal_communities
 from routerd.memo import by_identity, differing
-from routerd.model import EndpointSlice, Gets, IPAddress, IPNetwork
+from routerd.model import EndpointSlice, ExportRule, Gets, IPAddress, IPNetwork
 from routerd.refs import EGRESS, NODE, SERVICE, Ref
 
 
@@ -27,6 +27,7 @@ class Audience(NamedTuple):
 
     label: str = ""
     gets: tuple[Gets, ...] = get_args(Gets)  # beside what names it
+    export: tuple[ExportRule, ...] = ()
 
 
 EVERYBODY = Audience()
@@ -35,13 +36,33 @@ _KIND: Mapping[str, Gets] = {SERVICE: "services", NODE: "pod-cidrs", EGRESS: "eg
 
 def heard(audience: Audience, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
     """What of it such a peer gets."""
-    if audience.gets == EVERYBODY.gets and not any(each.peers for each in wanted):
+    if audience.gets == EVERYBODY.gets and not audience.export and not any(each.peers for each in wanted):
         return wanted
-    return [
+    meant = [
         each
         for each in wanted
         if (audience.label in each.peers if each.peers else _KIND[each.owner.kind] in audience.gets)
     ]
+    return _exported(audience.export, meant) if audience.export else meant
+
+
+def _exported(rules: Sequence[ExportRule], wanted: Sequence[Wanted]) -> list[Wanted]:
+    return [kept for each in wanted if (kept := _by_rules(rules, each)) is not None]
+
+
+def _by_rules(rules: Sequence[ExportRule], wanted: Wanted) -> Wanted | None:
+    """As it goes out; None = it does not."""
+    for rule in rules:
+        if not rule.takes(wanted.path.prefix, _KIND[wanted.owner.kind]):
+            continue
+        if rule.action == "reject":
+            return None
+        if rule.communities:
+            communities = normal_communities((*wanted.path.communities, *rule.communities))
+            wanted = wanted._replace(path=replace(wanted.path, communities=communities))
+        if rule.action == "accept":
+            return wanted
+    return wanted
 
 
 CACHED = 1 << 17  # addresses; 20 MB when full

@@ -307,7 +307,9 @@ def _prefix_steps(prefix: IPNetwork, announced: Announcements | None, views: Vie
     if not peers:
         yield Step(question, False, "NoNextHop" if ribs else "NoPeers", "no session carries this prefix")
     for key in ribs.keys() - peers if peers else ():
-        detail = "advertisements are for other peers, or the session lacks its family or a next hop for it"
+        detail = (
+            "advertisements are for others, its export rules reject it, or the session lacks its family or next hop"
+        )
         yield Step(f"is {prefix} announced to {name_of[key]}?", False, "NotForPeer", detail, note=True)
     for key in lacking:
         detail = f"the router has not negotiated {family_of(prefix)}: activate that family for the session there"

@@ -21,6 +21,7 @@ from routerd.model import (
     Advertisement,
     Bfd,
     EgressPolicy,
+    ExportRule,
     IPNetwork,
     LabelSelector,
     Peer,
@@ -255,8 +256,24 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
             "bfd-profile": profiles[peer.bfd] if peer.bfd is not None and is_shared else None,
             "bfd": _bfd(peer.bfd) if peer.bfd is not None and not is_shared else None,
             "node-selectors": _selectors(peer.node_selectors),
+            "export": list(map(_export_rule, peer.export)),
         }
     ) | ({"announce": list(peer.gets)} if peer.gets != default.gets else {})  # empty: for what names it alone
+
+
+def _export_rule(rule: ExportRule) -> Json:
+    default = ExportRule()
+    return _given(
+        **{
+            "action": rule.action,
+            "of": list(rule.of),
+            "prefixes": _texts(rule.prefixes),
+            "match": rule.match if rule.match != default.match else None,
+            "min-length": rule.min_length or None,
+            "max-length": rule.max_length if rule.max_length != default.max_length else None,
+            "communities": list(rule.communities),
+        }
+    )
 
 
 def _peer_address(peer: Peer) -> str:

@@ -10,6 +10,7 @@ from routerd.errors import InputError
 from routerd.formats.compose import first_document
 from routerd.formats.document import NOWHERE, Source, Value
 from routerd.formats.legacy_bgp import bfd, peers, pools
+from routerd.formats.legacy_bgp.communities import parse_communities
 from routerd.formats.legacy_bgp.decode import Decoder, syntax_error
 from routerd.formats.legacy_bgp.structure import Dialect, structure
 from routerd.model import AddressPool, Peer, Refusal
@@ -74,8 +75,10 @@ def _parse_document(document: Value, dialect: Dialect) -> _Parsed:
     decoder.check()
     profiles = bfd.read_profiles(top.structs("bfd-profiles"))
     templates = peers.read_templates(top.structs("peer-templates"))
-    parsed_peers = peers.parse_peers(top.structs("peers"), profiles, dialect, templates)
-    communities = pools.parse_communities(top.maps.get("bgp-communities", {}), dialect)
+    aliases = top.maps.get("bgp-communities", {})
+    named = parse_communities(aliases, dialect) if dialect == "native" else {}  # the two parsers look at peers first
+    parsed_peers = peers.parse_peers(top.structs("peers"), profiles, dialect, templates, named)
+    communities = parse_communities(aliases, dialect)
     parsed_pools = pools.parse_pools(top.structs("address-pools"), communities, dialect)
     misread = tuple(_misread(place, number) for place, number in decoder.misread)
     return _Parsed(parsed_peers, tuple(parsed_pools.values()), misread)

@@ -11,11 +11,13 @@ from typing import Literal, get_args
 from routerd.errors import InputError
 from routerd.formats.document import Value
 from routerd.formats.legacy_bgp.bfd import Profile, read_bfd
+from routerd.formats.legacy_bgp.communities import Communities
 from routerd.formats.legacy_bgp.decode import Struct
+from routerd.formats.legacy_bgp.export import read_export
 from routerd.formats.legacy_bgp.golang import parse_duration, parse_ip, quote, whole_seconds
 from routerd.formats.legacy_bgp.labels import selector
 from routerd.formats.legacy_bgp.structure import Dialect
-from routerd.model import Bfd, Gets, IPAddress, IPFamily, Origin, Peer, Refusal
+from routerd.model import Bfd, ExportRule, Gets, IPAddress, IPFamily, Origin, Peer, Refusal
 from routerd.refs import PEER, Ref
 from routerd.selectors import LabelSelector
 
@@ -60,6 +62,7 @@ class ParsedPeer:
     interface: str = ""
     source_interface: str = ""
     password_file: str = ""
+    export: tuple[ExportRule, ...] = ()
     keepalive_given: bool = field(default=False, compare=False)
     profile: Profile | None = field(default=None, compare=False)  # the one of `bfd_profile`
     origin: Origin = field(default=Origin(), compare=False)
@@ -87,14 +90,18 @@ def _with_template(struct: Struct, templates: Mapping[str, Struct]) -> Struct:
 
 
 def parse_peers(
-    structs: list[Struct], profiles: Mapping[str, Profile], dialect: Dialect, templates: Mapping[str, Struct]
+    structs: list[Struct],
+    profiles: Mapping[str, Profile],
+    dialect: Dialect,
+    templates: Mapping[str, Struct],
+    communities: Communities,
 ) -> tuple[ParsedPeer, ...]:
     """Raises InputError with the original's message."""
     peers: list[ParsedPeer] = []
     for index, struct in enumerate(structs, 1):
         try:
             struct = _with_template(struct, templates)
-            peer = _parse_peer(struct, dialect)
+            peer = _parse_peer(struct, dialect, communities)
         except InputError as error:
             raise prefixed(f"parsing peer #{index}: ", error) from error
         if peer.bfd_profile:
@@ -112,7 +119,7 @@ def prefixed(prefix: str, error: InputError) -> InputError:
     return InputError(prefix + error.message, file=error.file, line=error.line, column=error.column, key=error.key)
 
 
-def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
+def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> ParsedPeer:
     my_asn, peer_asn = struct.number("my-asn"), struct.number("peer-asn")
     if not my_asn:
         raise struct.at("my-asn").error("missing local ASN")
@@ -151,6 +158,7 @@ def _parse_peer(struct: Struct, dialect: Dialect) -> ParsedPeer:
         interface=interface,
         source_interface=_source_interface(struct),
         password_file=_password_file(struct),
+        export=read_export(struct, communities),
         keepalive_given=bool(struct.text("keepalive-time")),
         origin=struct.place.origin,
     )
@@ -331,6 +339,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         interface=peer.interface,
         source_interface=peer.source_interface,
         password_file=peer.password_file,
+        export=peer.export,
         node_selectors=peer.selectors,
         name=peer.name,
         origin=peer.origin,

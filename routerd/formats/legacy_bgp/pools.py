@@ -1,20 +1,20 @@
-"""`bgp-communities` and `address-pools`: the checks of the two parsers, in their order. Pure."""
+"""`address-pools`: the checks of the two parsers, in their order. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from bgp.path import WELL_KNOWN_COMMUNITIES, normal_communities
+from bgp.path import normal_communities
 from routerd.errors import InputError
 from routerd.formats.document import Value
+from routerd.formats.legacy_bgp.communities import Communities, resolve
 from routerd.formats.legacy_bgp.decode import Struct
-from routerd.formats.legacy_bgp.golang import parse_addresses, parse_uint, quote
+from routerd.formats.legacy_bgp.golang import parse_addresses, quote
 from routerd.formats.legacy_bgp.peers import node_selectors, prefixed, selectors
 from routerd.formats.legacy_bgp.structure import Dialect
 from routerd.model import AddressPool, Advertisement, IPNetwork
 
-Communities = dict[str, str]  # in normal form, by alias
 Protocol = Literal["bgp", "layer2"]
 Use = Literal["loadbalancer", "egress"]
 
@@ -26,36 +26,6 @@ class _Block:
     text: str
     networks: tuple[IPNetwork, ...]
     place: Value
-
-
-def parse_communities(aliases: dict[str, tuple[str, Value]], dialect: Dialect) -> Communities:
-    communities: Communities = {}
-    for alias, (text, place) in aliases.items():
-        try:
-            communities[alias] = _community(text, dialect)
-        except ValueError as error:
-            raise place.error(f"parsing community {quote(alias)}: {error}") from error
-    return communities
-
-
-def _community(text: str, dialect: Dialect) -> str:
-    """RFC 1997, "asn:value"; in our dialect also a large one (RFC 8092) and the well-known names.
-
-    Raises ValueError with the original's message.
-    """
-    parts = text.split(":")
-    if dialect == "native" and text in WELL_KNOWN_COMMUNITIES:
-        return WELL_KNOWN_COMMUNITIES[text]
-    bits = 32 if dialect == "native" and len(parts) == 3 else 16
-    if len(parts) != 2 and bits == 16:
-        raise ValueError(f"invalid community string {quote(text)}")
-    numbers = []
-    for which, part in zip(("first", "second", "third"), parts, strict=False):
-        try:
-            numbers.append(parse_uint(part, bits))
-        except ValueError as error:
-            raise ValueError(f"invalid {which} section of community {quote(part)}: {error}") from error
-    return ":".join(map(str, numbers))
 
 
 def parse_pools(structs: list[Struct], communities: Communities, dialect: Dialect) -> dict[str, AddressPool]:
@@ -175,7 +145,7 @@ def _advertisement(entry: Struct, blocks: list[_Block], communities: Communities
         aggregation_length=length,
         aggregation_length_v6=length_v6,
         local_pref=entry.number("localpref"),
-        communities=normal_communities(_resolve(text, place, communities, dialect) for text, place in texts),
+        communities=normal_communities(resolve(text, place, communities, dialect) for text, place in texts),
         med=entry.number("med") if "med" in entry.plain else None,
         prepend=entry.number("as-path-prepend"),
         peers=tuple(text for text, _ in entry.texts("peers")),
@@ -223,15 +193,6 @@ def _check_shortest_prefix(entry: Struct, block: _Block, length: int, length_v6:
             f"invalid aggregation length {length}: prefix {shortest} in this pool is more specific than the "
             f"aggregation length for addresses {block.text}"
         )
-
-
-def _resolve(text: str, place: Value, communities: Communities, dialect: Dialect) -> str:
-    if text in communities:
-        return communities[text]
-    try:
-        return _community(text, dialect)
-    except ValueError as error:
-        raise place.error(f"invalid community {quote(text)} in BGP advertisement: {error}") from error
 
 
 def as_json(pool: AddressPool, dialect: Dialect) -> dict[str, object]:

@@ -40,6 +40,15 @@ _PEER_0_12: dict[str, GoType] = {
     "ebgp-multihop": BOOL,
 }
 _BFD: dict[str, GoType] = {"interval": STRING, "multiplier": INT, "min-rx": STRING}
+_EXPORT: dict[str, GoType] = {
+    "action": STRING,
+    "prefixes": STRINGS,
+    "match": STRING,
+    "min-length": GoInteger("int", 0, 128),
+    "max-length": GoInteger("int", 0, 128),
+    "of": STRINGS,
+    "communities": STRINGS,
+}
 _PEER_NATIVE: dict[str, GoType] = {
     "name": STRING,
     "graceful-restart-time": STRING,
@@ -51,6 +60,7 @@ _PEER_NATIVE: dict[str, GoType] = {
     "max-prefixes": GoInteger("int", 0, MAX_PREFIXES),
     "interface": STRING,
     "source-interface": STRING,
+    "export": GoList(GoStruct("config.exportRule", _EXPORT)),
     "bfd": GoStruct("config.bfd", _BFD),
 }
 

@@ -204,7 +204,8 @@ def test_each_path_of_a_prefix_is_told_with_its_peers_and_who_gets_none() -> Non
         ("is 192.0.2.1/32 announced?", True, "192.0.2.1/32 next-hop self local-pref 0 to 10.0.0.3", False),
         (
             "is 192.0.2.1/32 announced to 10.0.0.2?", False,
-            "advertisements are for other peers, or the session lacks its family or a next hop for it", True,
+            "advertisements are for others, its export rules reject it, or the session lacks its family or next hop",
+            True,
         ),
     ]  # fmt: skip
 

@@ -6,7 +6,7 @@ import json
 import re
 import textwrap
 from dataclasses import fields, replace
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from routerd.model import (
     Advertisement,
     Bfd,
     EgressPolicy,
+    ExportRule,
     LabelSelector,
     Origin,
     Peer,
@@ -276,6 +277,11 @@ WHOLE_PEER = Peer(
     router_id=IPv4Address("192.0.2.1"), hold_time=9, keepalive_time=3, password="0123\\\"'#\t", ebgp_multihop=True,
     graceful_restart_time=0, families=("IPv6",), ttl_security=3, max_prefixes=1000, gets=("egress",),
     node_selectors=(LabelSelector((("rack", "a"),), (Requirement("x", "Exists"),)), LabelSelector()), name="tor",
+    export=(
+        ExportRule("reject", (ip_network("192.0.2.0/24"),), "not-in", 25, 30, ("services",)),
+        ExportRule(communities=("64512:1",)),
+        ExportRule("accept"),
+    ),
 )  # fmt: skip
 BFD_PEERS = tuple(
     Peer(ip_address(f"10.0.1.{number}"), 1, 2, bfd=bfd)
