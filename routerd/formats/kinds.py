@@ -17,6 +17,8 @@ from routerd.formats.document import Value
 from routerd.formats.foreign import (
     antrea,
     calico,
+    calico_bgp,
+    calico_filters,
     cilium,
     cilium_bgp,
     claims,
@@ -49,7 +51,9 @@ from routerd.refs import NODE, SERVICE
 
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
 _Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool
-_Peers = LegacyConfig | BfdProfile | cilium_bgp.ClusterConfig | cilium_bgp.PeerConfig | cilium_bgp.Advertised
+_Ciliums = cilium_bgp.ClusterConfig | cilium_bgp.PeerConfig | cilium_bgp.Advertised
+_Calicos = calico_bgp.Configuration | calico_bgp.FilteredPeer | calico_filters.Filter
+_Peers = LegacyConfig | BfdProfile | _Ciliums | _Calicos
 Object = _Cluster | claims.ClaimedDevices | _Pools | _Peers | EgressPolicy | Allocations | NodeReport
 Read = tuple[Object | None, tuple[Refusal, ...]]  # what an object says, and what of it cannot be done
 Reader = Callable[[Value], Read]
@@ -63,10 +67,12 @@ BOTH = AGENT | OPERATOR
 LIKENESS = 0.9  # 1 = equal; other policies of Cilium's are less than 0.8 like those that are read
 CONFIGURATION = frozenset({"bgp", "pools", "policies"})  # parts of the snapshot that people write
 
+_CALICOS = ("projectcalico.org", "crd.projectcalico.org")
 _RESTS: Mapping[tuple[str, str], frozenset[str]] = {
     ("", "ConfigMap"): frozenset({"bgp", "pools"}),
     ("cilium.io", "CiliumBGPClusterConfig"): frozenset({"bgp"}),
     ("cilium.io", "CiliumBGPPeerConfig"): frozenset({"bgp"}),
+    **{(group, name): frozenset({"bgp"}) for group in _CALICOS for name in ("BGPConfiguration", "BGPFilter")},
 }
 
 
@@ -102,8 +108,8 @@ class Kind:
         """Parts that are not known, after a start, before each object of the kind has said something.
 
         A BGP ConfigMap that is wrong may name any peer: without it every session would be ended. So may a
-        CiliumBGPClusterConfig, and a CiliumBGPPeerConfig is how they are. Of all other kinds a wrong object costs
-        itself.
+        CiliumBGPClusterConfig, and a CiliumBGPPeerConfig, a BGPConfiguration and a BGPFilter are how they are. Of all
+        other kinds a wrong object costs itself.
         """
         return _RESTS.get((self.group, self.name), frozenset())
 
@@ -247,6 +253,19 @@ _FOREIGN = (
     Kind(
         "crd.projectcalico.org", "v1", "IPPool", "ippools", reader=calico.read_ip_pool, parts=("pools",), read_by=BOTH,
     ),
+    # In files alone, as people write them and as they are kept: where an API server has them, Calico has the sessions.
+    Kind(
+        "projectcalico.org", "v3", "BGPConfiguration", "bgpconfigurations", reader=calico_bgp.read_configuration,
+        parts=("bgp",),
+    ),
+    Kind(
+        "crd.projectcalico.org", "v1", "BGPConfiguration", "bgpconfigurations", reader=calico_bgp.read_configuration,
+        parts=("bgp",),
+    ),
+    Kind("projectcalico.org", "v3", "BGPPeer", "bgppeers", reader=calico_bgp.read_peer, parts=("bgp",)),
+    Kind("crd.projectcalico.org", "v1", "BGPPeer", "bgppeers", reader=calico_bgp.read_peer, parts=("bgp",)),
+    Kind("projectcalico.org", "v3", "BGPFilter", "bgpfilters", reader=calico_filters.read_filter, parts=("bgp",)),
+    Kind("crd.projectcalico.org", "v1", "BGPFilter", "bgpfilters", reader=calico_filters.read_filter, parts=("bgp",)),
     Kind(
         "cilium.io", "v2", "CiliumPodIPPool", "ciliumpodippools", reader=pod_pools.read_cilium, parts=("pools",),
         read_by=BOTH,

@@ -17,7 +17,7 @@ from routerd.formats.convert.manifests import Json, config_map, manifest, text_o
 from routerd.formats.convert.unread import unread_keys
 from routerd.formats.core import expand_lists, read_service
 from routerd.formats.document import Source, Value
-from routerd.formats.foreign import cilium_bgp
+from routerd.formats.foreign import calico_bgp, calico_filters, cilium_bgp
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import to_everywhere, with_destinations
 from routerd.formats.foreign.together import ADVERTISEMENT, together
@@ -162,6 +162,8 @@ _SAID_BY_OTHERS = (  # peers and pools say what these say
     CommunityNames,
     cilium_bgp.PeerConfig,
     cilium_bgp.Advertised,
+    calico_bgp.Configuration,
+    calico_filters.Filter,
 )
 
 
@@ -172,8 +174,7 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
         config = replace(config, peers=tuple(with_bfd(peer, others.profiles) for peer in config.peers))
         yield _of_peers(value, kind, loaded.entries[0].ref, config, (*told, *lacking))
         return
-    if loaded.entries and isinstance(cluster := loaded.entries[0].object, cilium_bgp.ClusterConfig):
-        names = [each.peer.name for each in cluster.peers]
+    if loaded.entries and (names := _peers_by_others(loaded.entries[0].object)) is not None:
         peers = tuple(others.peers[name] for name in names if name in others.peers)
         lacking = [one.message for one in others.told if one.object.name in names]
         yield _of_peers(value, kind, loaded.entries[0].ref, LegacyConfig(peers), (*told, *lacking))
@@ -195,6 +196,13 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
             continue
         notes = (*told, *_unread(value, kind.reader), *_pool_elsewhere(value, found, others.pools))
         yield _name(written), _checked(_Written(about, written, notes), manifest)
+
+
+def _peers_by_others(found: Object) -> list[str] | None:
+    """Names of the peers that an object has and others complete; None = it is no such object."""
+    if isinstance(found, cilium_bgp.ClusterConfig):
+        return [each.peer.name for each in found.peers]
+    return [found.peer.name] if isinstance(found, calico_bgp.FilteredPeer) else None
 
 
 def _of_annotations(value: Value) -> Iterator[tuple[str, _Written]]:

@@ -5,17 +5,13 @@ What we cannot do is refused by name, as a value. Unknown fields are ignored, as
 
 from __future__ import annotations
 
-import re
-
-from routerd.errors import InputError
 from routerd.formats.document import Section, Value
+from routerd.formats.foreign.calico_selectors import selector
 from routerd.formats.foreign.pod_pools import cluster_cidr
-from routerd.formats.legacy_bgp.labels import key_faults, value_faults
 from routerd.formats.meta import Meta, read_meta
 from routerd.formats.native import check_block
-from routerd.model import AddressPool, Advertisement, IPNetwork, LabelSelector, PodPool, Refusal
+from routerd.model import AddressPool, Advertisement, IPNetwork, PodPool, Refusal
 from routerd.refs import Ref
-from routerd.selectors import Requirement
 
 BLOCK_SIZES = {4: (20, 32, 26), 6: (116, 128, 122)}  # of `blockSize`: least, most, and without
 USES = ("Workload", "Tunnel", "LoadBalancer", "HostSecondaryInterface")
@@ -67,7 +63,7 @@ def _of_pods(meta: Meta, spec: Section, network: IPNetwork) -> PodPool:
         (cluster_cidr(network, spec.integer("blockSize", *BLOCK_SIZES[network.version])),),
         disabled=spec.boolean("disabled", False),
         asked_only=not _is_automatic(spec),
-        nodes=_selector(spec.get("nodeSelector")),
+        nodes=selector(spec.get("nodeSelector")),
         announced=not spec.boolean("disableBGPExport", False),
         origin=meta.origin,
     )
@@ -76,42 +72,3 @@ def _of_pods(meta: Meta, spec: Section, network: IPNetwork) -> PodPool:
 def _is_automatic(spec: Section) -> bool:
     mode = spec.get("assignmentMode")
     return mode is None or mode.choice("Automatic", "Manual") == "Automatic"
-
-
-# --- selectors: https://docs.tigera.io/calico/latest/reference/resources/ippool#node-selector
-
-_KEY = r"(?P<key>[^\s()!='\"{}&|,]+)"
-_QUOTED = r"(?:'[^']*'|\"[^\"]*\")"
-_TERMS = (
-    re.compile(rf"has\(\s*{_KEY}\s*\)"),
-    re.compile(rf"!\s*has\(\s*{_KEY}\s*\)"),
-    re.compile(rf"{_KEY}\s*(?:==|=)\s*(?P<value>{_QUOTED})"),
-    re.compile(rf"{_KEY}\s*!=\s*(?P<value>{_QUOTED})"),
-    re.compile(rf"{_KEY}\s+in\s*\{{(?P<value>[^{{}}]*)\}}"),
-    re.compile(rf"{_KEY}\s+not\s+in\s*\{{(?P<value>[^{{}}]*)\}}"),
-)
-_OPERATORS = ("Exists", "DoesNotExist", "In", "NotIn", "In", "NotIn")
-
-
-def _selector(place: Value | None) -> LabelSelector | None:
-    """Terms with && between. What else Calico's language has cannot be said by a label selector."""
-    text = place.string("a selector").strip() if place is not None else ""
-    if place is None or text in ("", "all()"):
-        return None
-    return LabelSelector((), tuple(_term(place, term.strip()) for term in text.split("&&") if term.strip() != "all()"))
-
-
-def _term(place: Value, text: str) -> Requirement:
-    for term, operator in zip(_TERMS, _OPERATORS, strict=True):
-        if match := term.fullmatch(text):
-            found = match.groupdict()
-            values = tuple(word[1:-1] for word in re.findall(_QUOTED, found.get("value") or ""))
-            faults = [*key_faults(found["key"]), *(fault for word in values for fault in value_faults(word))]
-            if not faults and (values or "value" not in found):
-                return Requirement(found["key"], operator, values)  # type: ignore[arg-type]
-    raise _not_read(place, text)
-
-
-def _not_read(place: Value, text: str) -> InputError:
-    known = 'all(), has(KEY), !has(KEY), KEY == "VALUE", !=, in {…} and not in {…}, with && between'
-    return place.error(f'"{text}" of the selector is not read; these are: {known}')

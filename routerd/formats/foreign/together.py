@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from routerd.formats.foreign import cilium_bgp, metallb_advertisements
+from routerd.formats.foreign import calico_bgp, cilium_bgp, metallb_advertisements
+from routerd.formats.foreign.calico_filters import Filter
 from routerd.model import AddressPool, Advertisement, CommunityNames, Peer, PoolAdvertisement, Refusal
 
 T = TypeVar("T")
@@ -15,7 +16,7 @@ ADVERTISEMENT = metallb_advertisements.KIND  # one of these that cannot be read 
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Pools as they are announced, `ways` of them those that Cilium's objects add; and Cilium's peers."""
+    """Pools as they are announced, `ways` of them those that Cilium's objects add; and Cilium's and Calico's peers."""
 
     pools: Mapping[str, AddressPool]
     peers: tuple[Peer, ...]
@@ -32,9 +33,12 @@ def together(objects: Iterable[object], pools: Mapping[str, AddressPool], *, unr
     theirs = cilium_bgp.joined(
         _of(objects, cilium_bgp.ClusterConfig), _of(objects, cilium_bgp.PeerConfig), _of(objects, cilium_bgp.Advertised)
     )
+    calicos = calico_bgp.joined(
+        _of(objects, calico_bgp.Configuration), _of(objects, calico_bgp.FilteredPeer), _of(objects, Filter)
+    )
     whole = cilium_bgp.with_ways(announced.pools, theirs.ways)
-    refusals = (*announced.refusals, *theirs.refusals, *whole.refusals)
-    return Together(whole.pools, theirs.peers, theirs.ways, refusals)
+    refusals = (*announced.refusals, *theirs.refusals, *whole.refusals, *calicos.refusals)
+    return Together(whole.pools, (*theirs.peers, *calicos.peers), theirs.ways, refusals)
 
 
 def _of(objects: tuple[object, ...], kind: type[T]) -> list[T]:
