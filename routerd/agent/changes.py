@@ -1,4 +1,6 @@
-"""What goes to an agent's log: refusals that come and go, sessions that go up and down. Decides nothing."""
+"""What an agent notes of changes: in its log refusals that come and go, sessions that go up and down; and how long
+paths take. Decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from bgp.path import SessionKey
+from bgp.path import Desired, SessionKey
 from bgp.session import PeerStatus as Session
 from routerd.log import LEVELS, event
 from routerd.model import Refusal
-from routerd.tell.status import PeerStatus
+from routerd.tell.status import Durations, PeerStatus
 
 LOGGER = logging.getLogger("routerd.agent")
 
@@ -30,6 +32,45 @@ def log_refusals(before: tuple[Refusal, ...], after: tuple[Refusal, ...]) -> Non
 
 def _fields(peer: PeerStatus) -> dict[str, str]:
     return {"peer": peer.label, "address": str(peer.view.key.peer), "local": str(peer.view.key.local)}
+
+
+class UpdateDelay:
+    """How long it takes from a change until the speaker has acknowledged every path that comes of it.
+
+    Changes that come before that are one with it: the first one counts.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed: float | None = None  # since when something is new that no round has taken up
+        self._taken: float | None = None  # of the rounds that have not come to their end
+        self._waiting: float | None = None  # since when paths are new that are not acknowledged
+        self._desired: Desired | None = None  # that the speaker was told last
+        self.seen = Durations()
+
+    def changed(self) -> None:
+        """Something is new in the store."""
+        if self._changed is None:
+            self._changed = self._clock()
+
+    def round_begins(self) -> None:
+        now, self._changed = self._clock() if self._changed is None else self._changed, None
+        if self._taken is None:
+            self._taken = now
+
+    def told(self, desired: Desired) -> None:
+        """A round has come to its end: the speaker knows all of it."""
+        since, self._taken = self._taken, None
+        is_first, is_same = self._desired is None, self._desired == desired
+        self._desired = desired
+        if not is_first and not is_same and self._waiting is None:
+            self._waiting = since
+
+    def acknowledged(self) -> None:
+        """By the speaker: all that it was told."""
+        if self._waiting is not None:
+            self.seen = self.seen.after(self._clock() - self._waiting)
+            self._waiting = None
 
 
 PATIENCE = 300.0  # seconds; a router that restarts is back before

@@ -64,7 +64,7 @@ from egress.status import EgressStatus
 from fib.plan import Status as RouteStatus
 from ipam.pod_addresses import PodAddresses
 from routerd.agent.arrivals import Expected
-from routerd.agent.changes import SessionLog, log_refusals
+from routerd.agent.changes import SessionLog, UpdateDelay, log_refusals
 from routerd.agent.drain import Drains
 from routerd.agent.plugins.attachments import Attachments
 from routerd.agent.ports import PortDesk
@@ -209,6 +209,7 @@ class Agent:
         self._composed: tuple[Snapshot, LocalFacts] | None = None
         self._last_round = Round()
         self._sessions = SessionLog()
+        self._delay = UpdateDelay()
         self._applied: int | None = None  # generation of the allocations of which a round left nothing undone
         self._began = time.monotonic()
         self._status = AgentStatus(
@@ -238,6 +239,7 @@ class Agent:
 
     def wake(self) -> None:
         """Asks for a round now: the store has changed."""
+        self._delay.changed()
         self._changed.set()
 
     def recheck(self) -> None:
@@ -252,7 +254,8 @@ class Agent:
         self._changed.set()
 
     def refresh(self) -> None:
-        """Tells the status anew: a session has changed, or what is upstream."""
+        """Tells the status anew: a session has changed, the speaker has acknowledged, or what is upstream."""
+        self._look_at_delay()
         self._status, self._status_snapshot = self._refreshed(), self._snapshot
         self._sessions.note(self._status.peers)
         lost = are_lost(self._host.peers().values()), self._host.upstream().is_lost
@@ -433,6 +436,7 @@ class Agent:
 
     async def _round(self, full: bool) -> Round:
         started = time.monotonic()
+        self._delay.round_begins()
         if full:
             self._facts = await in_thread(self._host.surroundings, self._facts)
         await self._compose()
@@ -445,6 +449,9 @@ class Agent:
         if self._is_finished(done) and self._snapshot.allocations is not None:
             self._applied = self._snapshot.allocations.generation
             self._ports.is_applied(self._snapshot.allocations, self._state)
+        if self._is_finished(done) and self._state.announcements is not None:
+            self._delay.told(self._state.announcements.desired)
+        self._look_at_delay()
         rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not self._snapshot.missing())
         is_new = bool(done.actions) and not self._egress.datapath  # it may have been attached just now
         is_due = full and asyncio.get_running_loop().time() >= self._count_at  # a pod may wait for the next round
@@ -452,6 +459,10 @@ class Agent:
         self._status_snapshot = self._snapshot
         self._sessions.note(self._status.peers)
         return done
+
+    def _look_at_delay(self) -> None:
+        if self._host.is_settled():
+            self._delay.acknowledged()
 
     def _is_finished(self, done: Round) -> bool:
         is_undone = done.error or done.held or self._brake.paths
@@ -518,6 +529,7 @@ class Agent:
             upstream=self._host.upstream(),
             egress=self._egress.beside(self._state.egress),
             routes=self._host.routes(),
+            updates=self._delay.seen,
         )
 
     def _log(self, done: Round, seconds: float) -> None:

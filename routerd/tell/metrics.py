@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from routerd.model import severity_of
 from routerd.store.interface import ResourceStatus, StoreStatus
 from routerd.tell.drain import State
-from routerd.tell.status import BUCKETS, AgentStatus, PeerStatus, Rounds
+from routerd.tell.status import BUCKETS, AgentStatus, Durations, PeerStatus, Rounds
 
 if TYPE_CHECKING:
     from egress.host.enforcement import Way
@@ -82,10 +82,10 @@ def _drain(status: AgentStatus) -> Iterator[Metric]:
     yield _gauge("routerd_drain_state", "1 for the state that the node is in.", ("state",), samples)
 
 
-def _durations(name: str, help_text: str, rounds: Rounds) -> Metric:
-    buckets = [(str(bound), float(count)) for bound, count in zip(BUCKETS, rounds.buckets, strict=True)]
-    buckets.append(("+Inf", float(rounds.done)))
-    return HistogramMetricFamily(name, help_text, buckets=buckets, sum_value=rounds.seconds)
+def _durations(name: str, help_text: str, counts: Durations | Rounds) -> Metric:
+    buckets = [(str(bound), float(count)) for bound, count in zip(BUCKETS, counts.buckets, strict=True)]
+    buckets.append(("+Inf", float(counts.done)))
+    return HistogramMetricFamily(name, help_text, buckets=buckets, sum_value=counts.seconds)
 
 
 def _rounds(rounds: Rounds) -> Iterator[Metric]:
@@ -304,6 +304,8 @@ def families(status: AgentStatus) -> Iterator[Metric]:
     """Every metric family, in the order of the documentation."""
     yield from _agent(status)
     yield from _rounds(status.rounds)
+    text = "From a change in the store to the speaker's acknowledgment of all paths that came of it."
+    yield _durations("routerd_bgp_update_delay_seconds", text, status.updates)
     yield from _bgp(status.peers)
     yield from _bfd(status)
     yield from _brake(status)

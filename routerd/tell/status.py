@@ -23,6 +23,22 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # sec
 
 
 @dataclass(frozen=True, slots=True)
+class Durations:
+    """How long something took each time; `seconds` is the sum."""
+
+    done: int = 0
+    seconds: float = 0.0
+    buckets: tuple[int, ...] = (0,) * len(BUCKETS)  # that took at most BUCKETS[i]
+
+    def after(self, seconds: float) -> Durations:
+        return Durations(self.done + 1, self.seconds + seconds, _counted(self.buckets, seconds))
+
+
+def _counted(buckets: tuple[int, ...], seconds: float) -> tuple[int, ...]:
+    return tuple(n + (seconds <= bound) for n, bound in zip(buckets, BUCKETS, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
 class Rounds:
     """Counts of an agent's or operator's rounds since its start; times in seconds."""
 
@@ -43,7 +59,7 @@ class Rounds:
             whole=self.whole + (whole and not error),
             seconds=self.seconds + seconds,
             last_seconds=seconds,
-            buckets=tuple(n + (seconds <= bound) for n, bound in zip(self.buckets, BUCKETS, strict=True)),
+            buckets=_counted(self.buckets, seconds),
             last_error=error,
             held=held,
         )
@@ -113,6 +129,7 @@ class AgentStatus:
     egress: EgressStatus = field(default_factory=EgressStatus)
     upstream: Upstream = field(default_factory=Upstream)
     routes: RouteStatus = field(default_factory=RouteStatus)
+    updates: Durations = field(default_factory=Durations)  # from changes to the speaker's acknowledgment of their paths
 
     @property
     def ready(self) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
-from bgp.path import SessionKey
+from bgp.path import Desired, Path, SessionKey
 from bgp.session import PeerStatus as Session
-from routerd.agent.changes import PATIENCE, SessionLog
+from routerd.agent.changes import PATIENCE, SessionLog, UpdateDelay
 from routerd.tell.status import PeerStatus
 from routerd.tell.views import PeerView
 
@@ -35,3 +35,61 @@ def test_a_session_that_does_not_come_up_is_told_once(caplog: pytest.LogCaptureF
     assert after(1, "down") == 2
     sessions.note([])
     assert after(0, "connecting") == after(PATIENCE - 1, "connecting") == 2
+
+
+def desired(*prefixes: str) -> Desired:
+    return Desired({}, {TOR: {ip_network(each): Path(ip_network(each)) for each in prefixes}})
+
+
+def test_how_long_paths_take_from_the_change_that_they_come_of() -> None:
+    now = 0.0
+    delay = UpdateDelay(lambda: now)
+
+    def a_round(*prefixes: str, ends: bool = True) -> int:
+        delay.round_begins()
+        if ends:
+            delay.told(desired(*prefixes))
+        return delay.seen.done
+
+    delay.changed()
+    a_round("192.0.2.1/32")
+    delay.acknowledged()
+    assert delay.seen.done == 0  # a start is no change
+    delay.changed()
+    now = 1.0
+    a_round("192.0.2.1/32")
+    delay.acknowledged()
+    assert delay.seen.done == 0  # no path came of it
+    delay.changed()
+    now = 1.5
+    delay.changed()  # one with it
+    a_round("192.0.2.2/32", ends=False)
+    delay.acknowledged()  # of what the speaker was told before
+    assert delay.seen.done == 0
+    now = 2.0
+    delay.changed()
+    a_round("192.0.2.2/32")
+    now = 4.0
+    delay.acknowledged()
+    delay.acknowledged()
+    assert (delay.seen.done, delay.seen.seconds) == (1, 3.0)
+    now = 5.0
+    a_round("192.0.2.3/32")  # the host had a change
+    now = 5.25
+    delay.acknowledged()
+    assert (delay.seen.done, delay.seen.seconds) == (2, 3.25)
+
+
+def test_changes_while_the_speaker_is_away_are_measured_from_the_first_one() -> None:
+    now = 0.0
+    delay = UpdateDelay(lambda: now)
+    delay.round_begins()
+    delay.told(desired())
+    delay.acknowledged()
+    for number in range(3):
+        delay.changed()
+        delay.round_begins()
+        delay.told(desired(f"192.0.2.{number}/32"))
+        now += 10.0
+    delay.acknowledged()
+    assert (delay.seen.done, delay.seen.seconds, delay.seen.buckets[-1]) == (1, 30.0, 0)

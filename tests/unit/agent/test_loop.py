@@ -534,6 +534,26 @@ def test_the_generation_is_that_of_allocations_that_are_applied_not_read() -> No
     with_agent(test, World(broken="prepare group 7"), period=0.01)
 
 
+def test_a_change_is_measured_until_the_speaker_has_its_paths() -> None:
+    async def test(running: Running) -> None:
+        agent = running.agent
+        running.feed(cluster.snapshot())
+        await eventually(lambda: "192.0.2.1/32" in prefixes(running.world))
+        await eventually(lambda: agent.status.rounds.whole > 0)
+        running.here.settled = False  # ExaBGP has not acknowledged what follows
+        running.feed(cluster.snapshot(allocations=Allocations(2, (cluster.allocation("web", "192.0.2.9"),))))
+        await eventually(lambda: "192.0.2.9/32" in prefixes(running.world))
+        done = agent.status.rounds.done
+        await eventually(lambda: agent.status.rounds.done > done)
+        assert agent.status.updates.done == 0
+        running.here.settled = True
+        agent.refresh()
+        agent.refresh()
+        assert agent.status.updates.done == 1
+
+    with_agent(test, period=0.01)
+
+
 def test_allocations_that_a_round_holds_back_or_cannot_place_are_not_applied() -> None:
     async def test(running: Running) -> None:
         agent = running.agent

@@ -23,7 +23,7 @@ from routerd.refs import Ref
 from routerd.store.interface import ResourceStatus, Responses, StoreStatus
 from routerd.tell.metrics import operator_registry, registry
 from routerd.tell.operator_status import OperatorStatus, Tenure
-from routerd.tell.status import AgentStatus, ConfigStatus, PeerStatus, Rounds, as_json
+from routerd.tell.status import AgentStatus, ConfigStatus, Durations, PeerStatus, Rounds, as_json
 from routerd.tell.views import PeerView, pool_rows
 from tests.models import cluster
 from tests.models.cluster import SESSION
@@ -51,6 +51,7 @@ FULL = AgentStatus(
     upstream=Upstream({Target("tcp", ip_address("2001:db8::1"), 443): Judged(False, 1, "no answer")}, is_lost=True),
     routes=RouteStatus(Observed({ip_network("10.1.12.0/24"): frozenset()}), writes=7),
     rounds=Rounds().after(0.02).after(0.2, error="egress: map is full"),
+    updates=Durations().after(0.0625).after(0.1875),
     peers=(PeerStatus("tor", PeerView(SESSION, Session("up", flaps=2, announced=3), bfd=BFD), desired=4),),
     refusals=(
         Refusal(Ref.parse("svc/default/web"), "NoEndpoints", "…"),
@@ -157,6 +158,9 @@ def test_the_numbers() -> None:
         'routerd_reconcile_duration_seconds_bucket{le="0.025"} 1.0',
         'routerd_reconcile_duration_seconds_bucket{le="+Inf"} 2.0',
         "routerd_reconcile_duration_seconds_count 2.0",
+        'routerd_bgp_update_delay_seconds_bucket{le="0.1"} 1.0',
+        'routerd_bgp_update_delay_seconds_bucket{le="+Inf"} 2.0',
+        "routerd_bgp_update_delay_seconds_sum 0.25",
     } <= lines
 
 
