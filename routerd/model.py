@@ -63,7 +63,7 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
         "GatewaysUnwatched", "HoldTimeTooLong", "MaxPodsTooHigh",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoDevice", "NoEndpoints", "NumberMisread",
         "PeeringNotSupported", "PodNearShare", "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster",
-        *OF_PORTS, "PortsScarce", "RouteTaken", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",
+        *OF_PORTS, "PortsScarce", "PrefixLimit", "RouteTaken", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",
         "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnknownPeer", "UnreadConfiguration", "UpstreamLost",
         "UpstreamUnknown",
     }

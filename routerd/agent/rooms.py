@@ -24,6 +24,7 @@ from routerd.node.desired import LocalFacts
 from routerd.node.sessions import Found, sought, with_found
 from routerd.refs import PATH, PEER, SPEAKER, Ref
 from routerd.store.interface import Store, StoreStatus
+from routerd.tell.hints import session_refusal
 from routerd.tell.views import PeerView, Row
 from upstream.targets import Upstream
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from routerd.agent.seats.bfd import BfdRoom
     from routerd.agent.seats.routes import RouteRoom
     from upstream.watch import Watcher
-
-NOT_UP = "check its address, AS numbers, password, and that no firewall is between"
 
 
 def relay_socket(run_dir: Path) -> Path:
@@ -213,7 +212,8 @@ class Rooms:
         if not self._speaker.connected:
             return (Refusal(Ref(SPEAKER), "NoSpeaker", "no speaker is connected: start `routerd speaker`"), *watched)
         name_of = session_names(self._speaker.peers)
-        down = (_session_refusal(name_of[key], status) for key, status in self._speaker.peers.items())
+        views = self.peers()
+        down = (session_refusal(name_of[key], view.session, view.since) for key, view in views.items())
         paths = (
             Refusal(
                 Ref(PEER, name=name_of.get(refusal.peer, str(refusal.peer)))
@@ -244,10 +244,3 @@ class Rooms:
 
 def _peer_view(key: SessionKey, status: PeerStatus, now: float, watched: View | None) -> PeerView:
     return PeerView(key, status, max(now - status.since, 0.0) if status.since else None, watched)
-
-
-def _session_refusal(name: str, status: PeerStatus) -> Refusal | None:
-    if status.state == "up":
-        return None
-    message = f"the session is {status.state}: {status.last_reason or 'no answer from the peer'}: {NOT_UP}"
-    return Refusal(Ref(PEER, name=name), "SessionDown", message)

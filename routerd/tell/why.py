@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import partial
 
-from bgp.path import Path, SessionKey, session_names
+from bgp.path import Path, SessionKey, SpeakerPeer, session_names
 from bgp.rib import family_of
 from egress.entries import NOBODYS, OF_THE_LINK
 from egress.host.enforcement import BYPASSED, MARK_TAKEN
@@ -45,6 +45,7 @@ from routerd.node.inside import endpoints, external_ips, is_steered, outside
 from routerd.node.port_sets import own_blocks
 from routerd.node.sessions import peers_here
 from routerd.refs import EGRESS, NODE, PEER, POD, POD_ADDRESS, SERVICE, Ref, service_ref
+from routerd.tell.hints import to_look_at, untold
 from routerd.tell.networks import further_networks
 from routerd.tell.render import path_text
 from routerd.tell.views import PeerView
@@ -319,15 +320,17 @@ def _prefix_steps(prefix: IPNetwork, announced: Announcements | None, views: Vie
 def session_steps(announced: Announcements | None, views: Views) -> tuple[Step, ...]:
     """Whether each session is up: what the speaker says, so only a running agent can tell."""
     sessions = announced.desired.peers if announced else {}
-    return tuple(_session_step(name, views.get(key) or PeerView(key)) for key, name in session_names(sessions).items())
+    names = session_names(sessions).items()
+    return tuple(_session_step(name, sessions[key], views.get(key) or PeerView(key)) for key, name in names)
 
 
-def _session_step(name: str, peer: PeerView) -> Step:
+def _session_step(name: str, configured: SpeakerPeer, peer: PeerView) -> Step:
     question = f"is the session with {name} up?"
-    if peer.up:
-        return Step(question, True)
     session = peer.session
-    return Step(question, False, "SessionDown", f"{session.state}: {session.last_reason or 'no answer from the peer'}")
+    if peer.up:
+        return Step(question, True, detail=untold(configured) if session.announced else "")
+    reason = session.last_reason or "no answer from the peer"
+    return Step(question, False, "SessionDown", f"{session.state}: {reason}: {to_look_at(reason)}")
 
 
 # --- pods

@@ -161,7 +161,16 @@ def test_a_session_that_is_down_is_told() -> None:
     (step,) = session_steps(
         state.announcements, {SESSION: PeerView(SESSION, Session("down", last_reason="hold timer"))}
     )
-    assert (step.yes, step.reason, step.detail) == (False, "SessionDown", "down: hold timer")
+    expected = "down: hold timer: check its address, AS numbers, password, and that no firewall is between"
+    assert (step.yes, step.reason, step.detail) == (False, "SessionDown", expected)
+
+
+def test_of_a_session_that_is_up_is_told_what_nobody_knows() -> None:
+    state = compose(cluster.snapshot(), SETTINGS, LocalFacts(sessions=LOCAL))
+    (step,) = session_steps(state.announcements, {SESSION: PeerView(SESSION, Session("up", announced=1))})
+    assert step.yes and step.detail.startswith("whether the router uses the paths BGP does not tell")
+    (step,) = session_steps(state.announcements, {SESSION: PeerView(SESSION, Session("up"))})
+    assert (step.yes, step.detail) == (True, "")
 
 
 def dual_stack(*sessions: PeerView, **fields: object) -> list[tuple[str, bool, str, bool]]:
