@@ -189,6 +189,13 @@ def test_server_side_apply(api: Client, maps: str) -> None:
     assert api.patch(path, config_map("a"), APPLY).code == 422  # a field manager must be named
 
 
+def test_apply_fills_a_map_that_it_made_empty(api: Client, maps: str) -> None:
+    for labels in ({}, {"app": "out"}, {}):
+        given = {**config_map("a"), "metadata": {"name": "a", "labels": labels}}
+        last = good(api.patch(f"{maps}/a", given, APPLY, fieldManager="one"))
+        assert (last.body["metadata"].get("labels") or {}) == labels
+
+
 def test_apply_of_a_list_is_paired_by_its_key(api: Client, services: str) -> None:
     good(api.create(services, SERVICE))
     status: dict[str, Any] = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}}

@@ -18,6 +18,7 @@ REASONS = {
     "netns/lab/api_restart.py": "an API server that is away for so long",
     "netns/lab/capture.py": "packets may be on their way: it counts twice, a moment apart",
     "netns/stories/chaos.py": "kills at random moments",
+    "netns/stories/cut_off.py": "a gateway is cut off for so long",
     "netns/stories/partitions.py": "a fault lasts for so long",
     "netns/stories/soak.py": "a gateway leaves and comes back at random moments",
     "netns/stories/test_restart.py": "kills at chosen moments of the first round",

@@ -139,7 +139,8 @@ def applied(call: Call, old: Json | None, managers: list[Manager], schema: Json 
     mine = next((one for one in managers if one not in others), None)
     result = merged(copy.deepcopy(live), wanted, schema)
     if mine is not None:
-        dropped = mine.fields - fields - {path for one in others for path in one.fields}
+        around = {path[:end] for path in fields for end in range(len(path))}  # maps that were empty before
+        dropped = mine.fields - fields - around - {path for one in others for path in one.fields}
         for path in sorted(dropped, key=len, reverse=True):
             remove_at(result, path)
     lost = {path for _, path in clashes}

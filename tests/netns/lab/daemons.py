@@ -28,10 +28,12 @@ from routerd.serve.api import agent_socket, ask
 from tests.netns.lab import netns
 from tests.netns.lab.hosts import Host, Node
 from tests.netns.lab.lab import NODE_NETWORK, SERVICE_NETWORK, Lab
+from tests.netns.lab.short_rests import REST
 
 REPOSITORY = Path(__file__).parents[3]
 CLOCK = Path(__file__).with_name("clock.py")
 ROUTERD = (sys.executable, "-m", "routerd.cli.main")
+SHORT_RESTS = (sys.executable, "-m", "tests.netns.lab.short_rests")
 
 # Positional parameters: bpffs directory, manifests directory, its mode, then the command.
 _MOUNTS = """
@@ -132,6 +134,7 @@ class Daemons:
     bfds: dict[str, Daemon] = field(default_factory=dict)
     options: dict[str, object] = field(default_factory=dict)  # further sections of every configuration
     clocks: bool = False  # whether `set_clock` can set the wall clock of a host's processes
+    port_rest: float = 0.0  # seconds that ports rest, by `short_rests.py`; 0 = as ever
 
     def start_operator(self) -> Daemon:
         """Starts `routerd operator`, the only one that may write into the manifests."""
@@ -219,10 +222,15 @@ class Daemons:
         bpffs = host.pin_dir if isinstance(host, Node) else self.lab.bpffs
         clock = with_clock(host.directory / "clock") if self.clocks else []
         command = in_node(
-            [*clock, *ROUTERD, role, "--config", str(path)], bpffs, self.lab.manifests, read_only=read_only
+            [*clock, *self._routerd(), role, "--config", str(path)], bpffs, self.lab.manifests, read_only=read_only
         )
         log = host.directory / f"{role}.log"
         return Daemon(role, host, host.popen(command, log), log)
+
+    def _routerd(self) -> list[str]:
+        if not self.port_rest:
+            return [*ROUTERD]
+        return ["env", "-C", str(REPOSITORY), f"{REST}={self.port_rest}", *SHORT_RESTS]
 
 
 class _Query(ctypes.Structure):

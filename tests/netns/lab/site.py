@@ -20,6 +20,7 @@ from tests.netns.lab.tor import TorPeer
 from tests.waiting import wait
 
 EGRESS_IP = "192.0.2.77"
+SELECTED = {"app": "out"}  # labels of pods
 MANIFESTS = f"""\
 apiVersion: v1
 kind: ConfigMap
@@ -54,13 +55,15 @@ def nodes(gateways: int) -> list[NodeSpec]:
 class Site:
     """A lab with some gateways, everything running and BFD up."""
 
-    def __init__(self, lab: Lab, gateways: int, manifests: Manifests | None = None, *, clocks: bool = False) -> None:
-        """`manifests`: by files unless said. `clocks`: whether wall clocks can be set."""
+    def __init__(
+        self, lab: Lab, gateways: int, manifests: Manifests | None = None, *, clocks: bool = False, port_rest: float = 0
+    ) -> None:
+        """`manifests`: by files unless said. `clocks`: whether wall clocks can be set. `port_rest`: see `Daemons`."""
         store = manifests or Files(lab)
         self.lab, self.daemons = lab, Daemons(lab, store.store, options={"egress": {"transport": "auto"}})
-        self.daemons.clocks = clocks
+        self.daemons.clocks, self.daemons.port_rest = clocks, port_rest
         self.gateways = [f"gw{n}" for n in range(1, gateways + 1)]
-        self.pod = lab.add_pod("out", "worker", {"app": "out"})
+        self.pod = lab.add_pod("out", "worker", SELECTED)
         lab.fw.allow(EGRESS_IP)
         self.store = store
         store.prepare()
@@ -73,7 +76,13 @@ class Site:
 
     @property
     def pods(self) -> list[PodHost]:
-        return [*self.lab.pods.values()]
+        """Those that the policy selects."""
+        return [pod for pod in self.lab.pods.values() if pod.labels == SELECTED]
+
+    def select(self, pod: PodHost, labels: Mapping[str, str]) -> None:
+        """Or not, by the labels that the pod has from now on."""
+        pod.labels = labels
+        self.store.put("cluster.yaml", cluster.text(cluster.documents(self.lab)))
 
     def tell_addresses(self, others: Mapping[str, str]) -> None:
         """To the ToR and the store: where nodes are, those of `others` by these addresses."""

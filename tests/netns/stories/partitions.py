@@ -3,8 +3,9 @@
     make partitions        or: python -m tests.netns.stories.partitions [--seed S] [--rounds N] [--only TEXT]
 
 Three gateways, a worker, the store an API server in the ToR's namespace, BFD with the ToR. Every pair of peers is cut
-in every manner, by nftables; gateways die in every way, also a second one while the first is away and the operator
-stands still; every process is stopped for a while. During some of it, drawn at random, the operator or the API server
+in every manner, by nftables, and a gateway from the store for longer than ports rest, which takes seconds here;
+gateways die in every way, also a second one while the first is away and the operator stands still; every process is
+stopped for a while. During some of it, drawn at random, the operator or the API server
 is away as well. Meanwhile idle and busy connections must live on byte for byte,
 new ones must be made, each conversation must keep its port, and no port may have two users. After each fault comes a
 quiet period, in which all must become as it was.
@@ -26,10 +27,11 @@ from tests.netns.lab.census import Census
 from tests.netns.lab.daemons import signal_all
 from tests.netns.lab.lab import TOR_ADDRESS, Lab
 from tests.netns.lab.netns import Namespace
-from tests.netns.lab.site import EGRESS_IP, SILENT, Site, nodes
+from tests.netns.lab.site import EGRESS_IP, SELECTED, SILENT, Site, nodes
 from tests.netns.lab.stores import API_PORT, api_objects
 from tests.netns.lab.traffic import Echo, NewConnections, Worker
 from tests.netns.lab.transcript import Row, Transcript
+from tests.netns.stories.cut_off import CUT, GUESTS, PORT_REST, ports_move
 from tests.netns.stories.run import arguments, seed_of
 from tests.waiting import WaitTimeout, wait
 
@@ -127,6 +129,16 @@ NOT_API = f"meta l4proto {{{{ tcp, udp }}}} th {{0}}port != {API_PORT}"
 
 def by_api(side: str) -> str:
     return f"ip {side}addr {TOR_ADDRESS} tcp {side}port {API_PORT}"
+
+
+def cuts_for_long(rng: random.Random) -> list[Fault]:
+    """A gateway, alone and together with a source node, is cut from the store while ports change hands."""
+    found = []
+    for names in ((CUT,), (CUT, "worker")):
+        cuts = [between(name, "eth0", by_api, "cut") for name in names]
+        holds = partial(ports_move, cuts, rng.sample([*GUESTS], 2))
+        found.append(Fault(f"{' and '.join(names)} and the store, ports move: cut", holds, by_store=True))
+    return found
 
 
 def failures(site: Site, rng: random.Random) -> list[Fault]:
@@ -292,9 +304,13 @@ def play(site: Site, told: Transcript, outcome: Outcome, faults: Sequence[Fault]
         for worker in workers:
             stack.enter_context(worker)
         for fault in faults:
-            with ExitStack() as taken_back, fault.away(site):  # who is away returns first
-                taken_back.enter_context(fault.holds(site))
-                time.sleep(rng.uniform(*hold))
+            try:
+                with ExitStack() as taken_back, fault.away(site):  # who is away returns first
+                    taken_back.enter_context(fault.holds(site))
+                    time.sleep(rng.uniform(*hold))
+            except AssertionError as error:
+                outcome.faults.append(f"{fault.name}: {error}")
+                break
             outcome.played += 1
             outcome.faults += quiet(site, census, fault, told, outcome) + [
                 f"{fault.name}: {each}" for each in (*census.faults, *(w.fault for w in workers if w.fault), *new.lost)
@@ -324,10 +340,12 @@ def quiet(site: Site, census: Census, fault: Fault, told: Transcript, outcome: O
 def running(prefix: str) -> Iterator[Site]:
     """The lab, with a store that each node reaches by the network."""
     with Lab(prefix, nodes=nodes(GATEWAYS)) as lab:
-        lab.add_pod("near", "gw1", {"app": "out"})
+        lab.add_pod("near", CUT, SELECTED)
+        for guest, node in GUESTS.items():
+            lab.add_pod(guest, node)
         store = api_objects(lab)
         try:
-            yield Site(lab, GATEWAYS, store, clocks=True)
+            yield Site(lab, GATEWAYS, store, clocks=True, port_rest=PORT_REST)
         finally:
             store.remove()
 
@@ -342,8 +360,9 @@ def main() -> int:
     told = Transcript(sys.stdout)
     told.say(f"partitions: seed {outcome.seed}; each fault, and how long it was until all was as before")
     with running("partitions") as site:
-        every = [each for _ in range(options.rounds) for each in (*failures(site, rng), *partitions(site, rng))]
-        faults = [beside(each, rng) for each in every]
+        once = [failures(site, rng) + partitions(site, rng) for _ in range(options.rounds)]
+        faults = [beside(each, rng) for drawn in once for each in drawn]
+        faults += [each for _ in range(options.rounds) for each in cuts_for_long(rng)]
         rng.shuffle(faults)
         play(site, told, outcome, [each for each in faults if options.only in each.name], HOLD)
         if outcome.faults:
