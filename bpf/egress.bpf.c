@@ -256,18 +256,33 @@ int to_uplink(struct __sk_buff *skb)
 	return conclude(skb, config, leave_host(skb, config));
 }
 
+/* The policy set of the selected pod that sent it, known by its device's MAC, else by an address of that. */
+static __always_inline __u32 policies_beneath(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct pod_mac_key frame = {.ifindex = skb->ifindex};
+	struct pod_key key = {.ifindex = skb->ifindex, .address = packet->source};
+	struct pod_value *pod;
+	__u32 *policy_set;
+
+	if (bpf_skb_load_bytes(skb, ETH_ALEN, frame.mac, sizeof(frame.mac)))
+		return 0;
+	policy_set = bpf_map_lookup_elem(&pod_macs, &frame);
+	if (policy_set)
+		return *policy_set;
+	pod = bpf_map_lookup_elem(&pods, &key);
+	return pod ? pod->policy_set : 0;
+}
+
 /* A device of the node that a pod's own lies upon (macvlan, ipvlan, VLAN): nothing here has seen, or can
  * translate, what comes from it. So nothing of a selected pod's goes where its policies lead, answers among
- * it. `pods` knows it by this device and the addresses of the pod's own. A tag that a VLAN puts is beside the
- * frame. */
+ * it. A tag that a VLAN puts is beside the frame. */
 SEC("tc")
 int to_beneath(struct __sk_buff *skb)
 {
 	struct scratch *room = read_scratch();
-	struct pod_key key = {.ifindex = skb->ifindex};
-	struct pod_value *pod;
 	struct packet *packet;
 	enum parsed parsed;
+	__u32 policy_set;
 
 	if (!room)
 		return NEXT;
@@ -275,11 +290,10 @@ int to_beneath(struct __sk_buff *skb)
 	parsed = parse(skb, packet);
 	if (parsed == PARSED_NOT_IP || stays_on_link(packet) || is_inside(&packet->destination))
 		return NEXT;
-	key.address = packet->source;
-	pod = bpf_map_lookup_elem(&pods, &key);
+	policy_set = policies_beneath(skb, packet);
 	if (parsed != PARSED_FLOW)
 		parsed = PARSED_FRAGMENT; /* whatever its ports are */
-	if (!pod || !pod->policy_set || !decide(pod->policy_set, packet, parsed))
+	if (!policy_set || !decide(policy_set, packet, parsed))
 		return NEXT;
 	return drop(skb, UNHOOKED);
 }

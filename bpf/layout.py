@@ -102,6 +102,10 @@ class PodValue(Structure):
     _fields_ = [("policy_set", c_uint32), ("pod_mac", Bytes6), ("device_mac", Bytes6)]
 
 
+class PodMacKey(Structure):
+    _fields_ = [("ifindex", c_uint32), ("mac", Bytes6), ("reserved", c_uint8 * 2)]
+
+
 class PolicyKey(Structure):
     _fields_ = [("prefixlen", c_uint32), ("policy_set", c_uint32), ("destination", Bytes16)]
 
@@ -333,8 +337,8 @@ class Collected(Structure):
 
 # C name -> mirror, for the test against BTF.
 MIRRORS: dict[str, type[Structure]] = {
-    "settings": Settings, "pod_key": PodKey, "pod_value": PodValue, "policy_key": PolicyKey, "rule": Rule,
-    "policy_value": PolicyValue, "cidr_key": CidrKey, "node_value": NodeValue,
+    "settings": Settings, "pod_key": PodKey, "pod_value": PodValue, "pod_mac_key": PodMacKey, "policy_key": PolicyKey,
+    "rule": Rule, "policy_value": PolicyValue, "cidr_key": CidrKey, "node_value": NodeValue,
     "neighbour_key": NeighbourKey, "gateway": Gateway, "block": Block,
     "group_value": GroupValue, "egress_ip_value": EgressIpValue, "flow_key": FlowKey, "flow_value": FlowValue,
     "reverse_key": ReverseKey, "reverse_value": ReverseValue,
@@ -347,9 +351,9 @@ MIRRORS: dict[str, type[Structure]] = {
 
 # Map -> (key, value); plain numbers and addresses are encoded by the functions below.
 MAPS: dict[str, tuple[type[Structure] | None, type[Structure] | None]] = {
-    "settings": (None, Settings), "pods": (PodKey, PodValue), "pod_devices": (None, None),
-    "strict_devices": (None, None), "policies": (PolicyKey, PolicyValue), "cluster": (CidrKey, None),
-    "groups": (None, GroupValue),
+    "settings": (None, Settings), "pods": (PodKey, PodValue), "pod_macs": (PodMacKey, None),
+    "pod_devices": (None, None), "strict_devices": (None, None), "policies": (PolicyKey, PolicyValue),
+    "cluster": (CidrKey, None), "groups": (None, GroupValue),
     "epoch": (None, None), "egress_ips": (None, EgressIpValue), "nodes": (None, None),
     "node_numbers": (None, NodeValue), "liveness": (None, Liveness), "probes": (None, Probes),
     "uplinks": (None, None), "neighbours": (NeighbourKey, None), "own_egress_ips": (None, None),
@@ -390,6 +394,11 @@ def ip_field(address: Address) -> object:
 def neighbour_key(mac: bytes) -> bytes:
     """Of a device's 6 bytes."""
     return bytes(NeighbourKey(Bytes6.from_buffer_copy(mac)))
+
+
+def pod_mac_key(ifindex: int, mac: bytes) -> bytes:
+    """Of 6 bytes."""
+    return bytes(PodMacKey(ifindex, Bytes6.from_buffer_copy(mac)))
 
 
 def ip_of(data: object) -> Address:

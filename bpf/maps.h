@@ -30,6 +30,9 @@ PINNED_MAP(settings, BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0);
 /* (device, pod address) -> policy set. */
 PINNED_MAP(pods, BPF_MAP_TYPE_HASH, struct pod_key, struct pod_value, 4096, BPF_F_NO_PREALLOC);
 
+/* (device beneath, MAC) -> policy set of the selected pod whose device has it, whatever it sends as. */
+PINNED_MAP(pod_macs, BPF_MAP_TYPE_HASH, struct pod_mac_key, __u32, 4096, BPF_F_NO_PREALLOC);
+
 /* Address of a selected pod -> its device: what the host forwards does not tell that of a bridge's pods. */
 PINNED_MAP(pod_devices, BPF_MAP_TYPE_HASH, struct ip, __u32, 4096, BPF_F_NO_PREALLOC);
 

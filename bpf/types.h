@@ -95,6 +95,13 @@ struct pod_value {
 	__u8 device_mac[6];
 };
 
+/* What frames of a pod's device bear that lies upon another one, and has a MAC of its own. */
+struct pod_mac_key {
+	__u32 ifindex; /* the device beneath */
+	__u8 mac[6];
+	__u8 reserved[2];
+};
+
 /* Keys of longest-prefix matches begin with the family: a short IPv6 prefix holds the mapped IPv4 addresses
  * too. */
 #define PREFIX_IPV6 0x80000000U

@@ -288,6 +288,16 @@ def kept_back(desired: Desired, facts: Facts) -> dict[tuple[int, IPAddress], tup
     }
 
 
+def kept_back_macs(desired: Desired, facts: Facts) -> dict[tuple[int, bytes], tuple[str, ...]]:
+    """The same by the MACs of those devices that have one of their own: (device beneath, MAC) -> policies."""
+    found: dict[tuple[int, bytes], set[str]] = defaultdict(set)
+    for pod, devices in facts.unhooked.items():
+        for device in devices:
+            if device.mac and desired.pods.get(pod):
+                found[device.beneath, device.mac].update(desired.pods[pod])
+    return {sender: tuple(sorted(names)) for sender, names in found.items()}
+
+
 def _mac(address: bytes) -> object:
     return layout.Bytes6.from_buffer_copy(address)
 
@@ -449,7 +459,11 @@ def _pod_entries(desired: Desired, facts: Facts, numbers: Mapping[tuple[str, ...
             strict[layout.u32(device.ifindex)] = layout.u32(1)
     for (beneath, address), names in kept_back(desired, facts).items():
         pods[bytes(layout.PodKey(beneath, layout.ip_field(address)))] = bytes(layout.PodValue(numbers[names]))
-    return {"pods": pods, "pod_devices": devices, "strict_devices": strict}
+    macs = {
+        layout.pod_mac_key(*sender): layout.u32(numbers[names])
+        for sender, names in kept_back_macs(desired, facts).items()
+    }
+    return {"pods": pods, "pod_macs": macs, "pod_devices": devices, "strict_devices": strict}
 
 
 def map_entries(
@@ -457,7 +471,7 @@ def map_entries(
 ) -> dict[str, MapEntries]:
     """Contents of every map that user space owns. `cluster`: its `places`, if they are known."""
     combinations = {desired.pods[address] for address in attached(desired, facts) if desired.pods[address]}
-    combinations.update(kept_back(desired, facts).values())
+    combinations.update(kept_back(desired, facts).values(), kept_back_macs(desired, facts).values())
     numbered = number_sets(combinations, desired.policies, observed_policies)
     policies = {
         layout.policy_key(number, prefix): _policy_value(rules)
@@ -501,6 +515,11 @@ def _policy_text(key: bytes, value: bytes) -> str:
 def _pod_text(key: bytes, value: bytes) -> str:
     k, number = layout.decode(layout.PodKey, key), layout.decode(layout.PodValue, value).policy_set
     return f"device {k.ifindex} {layout.ip_of(k.address)}: {f'set {number}' if number else 'no policy'}"
+
+
+def _pod_mac_text(key: bytes, value: bytes) -> str:
+    k = layout.decode(layout.PodMacKey, key)
+    return f"device {k.ifindex} {bytes(k.mac).hex(':')}: set {layout.number(value)}"
 
 
 def _group_text(key: bytes, value: bytes) -> str:
@@ -584,7 +603,7 @@ def describe(map_name: str, key: bytes, value: bytes) -> str:
         "policies": _policy_text, "pods": _pod_text, "groups": _group_text, "settings": _settings_text,
         "cluster": _cidr_text, "egress_ips": _egress_ip_text, "nodes": _node_text, "node_numbers": _node_number_text,
         "epoch": _epoch_text, "pod_devices": _pod_device_text, "neighbours": _neighbour_text,
-        "own_egress_ips": _own_egress_ip_text,
+        "own_egress_ips": _own_egress_ip_text, "pod_macs": _pod_mac_text,
     }  # fmt: skip
     if map_name in texts:
         return texts[map_name](key, value)

@@ -48,7 +48,7 @@ RESERVED_PORTS = f"{FIRST_NODE_PORT}-{LAST_NODE_PORT}"
 # known.
 WRITE_ORDER = (
     "settings", "nodes", "node_numbers", "neighbours", "cluster", "uplinks", "egress_ips", "own_egress_ips", "groups",
-    "epoch", "policies", "pod_devices", "pods", "strict_devices",
+    "epoch", "policies", "pod_devices", "pods", "pod_macs", "strict_devices",
 )  # fmt: skip
 ARRAYS = frozenset({"settings", "node_numbers", "epoch"})  # their elements are there from the start, all zero
 DELETE_ORDER = tuple(reversed(WRITE_ORDER))
@@ -537,9 +537,9 @@ def _past_hooks(address: IPAddress, devices: Sequence[Unhooked]) -> str:
 
 
 def _kept_back(devices: Sequence[Unhooked]) -> str:
-    """Beneath, a pod's packets are known by the addresses of its device alone."""
-    beneath = sorted({device.beneath_name for device in devices if device.beneath and device.addresses})
-    free = [device.name for device in devices if not (device.beneath and device.addresses)]
+    """Beneath, a pod's packets are known by the MAC and the addresses of its device alone."""
+    beneath = sorted({device.beneath_name for device in devices if device.is_kept_back})
+    free = [device.name for device in devices if not device.is_kept_back]
     kept = f"what policies cover is dropped at {', '.join(beneath)}, answers among it" if beneath else ""
     left = f"nothing here keeps back what leaves by {', '.join(free)}" if free else ""
     return ", and ".join(filter(None, (kept, left)))

@@ -33,11 +33,13 @@ from egress.policy import Desired, IPAddress
 FOUNDATIONS = frozenset({"settings", "nodes", "node_numbers", "cluster", "uplinks"})
 POD_PROGRAMS = frozenset({"to_pod", "from_pod", "to_beneath"})
 SERVED_MAPS = frozenset({"egress_ips"})
-POD_MAPS = frozenset({"own_egress_ips", "groups", "epoch", "policies", "pod_devices", "pods", "strict_devices"})
+POD_MAPS = frozenset(
+    {"own_egress_ips", "groups", "epoch", "policies", "pod_devices", "pods", "pod_macs", "strict_devices"}
+)
 TAKES_AWAY = (plan.Detach, plan.DeleteEntry, plan.PurgeFlows, plan.DeleteBlackhole)
 DELETE_AFTER = {  # entries of a map -> maps whose entries lead to them
-    "policies": frozenset({"pods"}),
-    "groups": frozenset({"pods", "policies"}),
+    "policies": frozenset({"pods", "pod_macs"}),
+    "groups": frozenset({"pods", "pod_macs", "policies"}),
     **dict.fromkeys(FOUNDATIONS, POD_MAPS | SERVED_MAPS),
 }
 
@@ -68,15 +70,17 @@ class Undone:
         return self._serves and (wanted is None or self._unserved.isdisjoint(wanted.egress_ips))
 
     def decides(self, address: IPAddress) -> bool:
-        """Whether all that the pod with this address needs is in place: programs, its policies, its entry. On a node
-        that translates nothing it is the guard.
+        """Whether all that the pod with this address needs is in place: programs, its policies, its entry; of a device
+        that leads past the programs, what keeps it back beneath. On a node that translates nothing it is the guard.
         """
-        device = self._observed.facts.devices.get(address)
-        if device is None or self._stops:
+        facts = self._observed.facts
+        device, past = facts.devices.get(address), facts.unhooked.get(address, ())
+        on = [device.ifindex] if device else [each.beneath for each in past if address in each.addresses]
+        if not all(on) or not on or self._stops:
             return False
         if self._desired.node_address is None:
-            return not self._keeps
-        return address not in self._pods and device.ifindex not in self._devices
+            return device is not None and not self._keeps
+        return address not in self._pods and self._devices.isdisjoint((*on, *(each.beneath for each in past)))
 
     def add(self, action: plan.Action) -> None:
         self._lack_service(action)
@@ -158,6 +162,8 @@ class Undone:
                 key = layout.decode(layout.PodKey, action.key)
                 self._pods.add(layout.ip_of(key.address))
                 self._devices.add(key.ifindex)
+            case "pod_macs":
+                self._devices.add(layout.decode(layout.PodMacKey, action.key).ifindex)
             case "strict_devices":
                 self._lack_device(layout.number(action.key))
 
@@ -171,6 +177,8 @@ class Undone:
                 pod = layout.ip_of(layout.decode(layout.PodKey, action.key).address)
                 policy_set = layout.decode(layout.PodValue, action.value).policy_set
                 return pod in self._pods or self._is_incomplete(policy_set)
+            case "pod_macs":
+                return self._is_incomplete(layout.number(action.value))
             case "strict_devices":
                 return layout.number(action.key) in self._devices
         return False

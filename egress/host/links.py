@@ -15,6 +15,7 @@ from ipaddress import IPv6Network
 from egress.policy import IPAddress
 
 HOOKED = frozenset({"veth", "netkit"})
+OF_OWN_MAC = frozenset({"macvlan", "macvtap"})
 LINK_LOCAL = IPv6Network("fe80::/10")  # of every device: it tells nobody whose it is
 
 
@@ -38,6 +39,12 @@ class Unhooked:
     addresses: tuple[IPAddress, ...] = ()
     beneath: int = 0  # ifindex of the node's device by which its packets leave, 0 = they leave by itself
     beneath_name: str = ""
+    mac: bytes = b""  # 6 bytes, by which frames at the device beneath are its own; b"" = by none
+
+    @property
+    def is_kept_back(self) -> bool:
+        """Whether what it sends can be told from others' at the device beneath."""
+        return bool(self.beneath and (self.mac or self.addresses))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +159,14 @@ def _past_hooks(space: Namespace, links: Mapping[int, Link]) -> Iterator[Unhooke
         kind = "" if link.kind in HOOKED or link.is_loopback else _kind_past_hooks(link)
         if kind:
             beneath = links.get(link.peer) if link.kind else None
-            below = (beneath.ifindex, beneath.name) if beneath else (0, "")
+            below = (beneath.ifindex, beneath.name, _own_mac(link, beneath)) if beneath else (0, "")
             addresses = (each for index, each in space.addresses if index == link.ifindex)
             yield Unhooked(link.name, kind, tuple(filter(_tells_a_pod, addresses)), *below)
+
+
+def _own_mac(link: Link, beneath: Link) -> bytes:
+    """That nothing else at the device beneath has, b"" = it has none: one of mode passthru has that device's."""
+    return link.mac if link.kind in OF_OWN_MAC and link.mac != beneath.mac else b""
 
 
 def _kind_past_hooks(link: Link) -> str:

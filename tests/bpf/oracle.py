@@ -17,6 +17,7 @@ from tests.bpf.world import (
     BESIDES6,
     EGRESS_IP,
     EGRESS_IP6,
+    MAC_BESIDES,
     MACS,
     NODE_EGRESS_IP,
     NODE_MACS,
@@ -142,7 +143,9 @@ def arrival(number: int, state: State) -> Arrival:
     if program == "to_beneath":
         given = _from_pod(choices, State(), version)
         source = choices.of((*BESIDES[version], *BESIDES[version], given.packet.source))
-        return replace(given, program=program, device="uplink", packet=replace(given.packet, source=source))
+        shape = replace(given.shape, source_mac=choices.of((given.shape.source_mac, MAC_BESIDES)))
+        packet = replace(given.packet, source=source)
+        return replace(given, program=program, device="uplink", packet=packet, shape=shape)
     if program in ("from_pod", "to_uplink"):
         given = _from_pod(choices, state, version)
         return given if program == "from_pod" else replace(given, program=program, device="uplink", mark=FORWARD_MARK)
@@ -350,7 +353,7 @@ def expect(world: World, tables: Tables, state: State, given: Arrival) -> Outcom
             key = packet.sent_by(tables.pod_devices.get(packet.source, 0))
             return datapath.to_uplink(tables, state, device, packet, drawn(world, state, key))
         case "to_beneath":
-            return datapath.to_beneath(tables, device, given.packet)
+            return datapath.to_beneath(tables, device, given.packet, given.shape.source_mac)
         case "to_pod":
             return datapath.to_pod(tables, state, device, given.packet)
         case _ if given.tunnel:

@@ -59,6 +59,7 @@ POD, POD2, REMOTE_POD = IPv4Address("10.244.1.10"), IPv4Address("10.244.1.11"), 
 POD6, POD26 = IPv6Address("2001:db8:244:1::10"), IPv6Address("2001:db8:244:1::11")
 POD_CIDRS = frozenset({ip_network("10.244.0.0/16"), ip_network("2001:db8:244::/48")})
 BESIDES4, BESIDES6 = (ip_address("10.99.0.5"),), (ip_address("2001:db8:99::5"),)  # of POD, by a device past the hooks
+MAC_BESIDES = b"\x02\0\0\0\x99\x05"  # of that device
 WORLD, BEHIND_OTHER, NOWHERE = (ip_network(t) for t in ("0.0.0.0/0", "203.0.113.0/24", "198.51.100.128/25"))
 WORLD6, BEHIND_OTHER6, NOWHERE6 = (ip_network(t) for t in ("::/0", "2001:db8:113::/48", "2001:db8:51:ff::/64"))
 REMOTE, REMOTE6 = IPv4Address("198.51.100.7"), IPv6Address("2001:db8:51::7")
@@ -184,7 +185,7 @@ class World:
         uplinks = {"uplink": self.ifindex["uplink"]}
         tunnel = self.ifindex["tunnel"]
         link = Link(self.ifindex["underlay"], "underlay", UNDERLAY_MTU, frozenset({ip_network("10.200.0.0/24")}))
-        besides = (Unhooked("net1", "macvlan", (*BESIDES4, *BESIDES6), uplinks["uplink"], "uplink"),)
+        besides = (Unhooked("net1", "macvlan", (*BESIDES4, *BESIDES6), uplinks["uplink"], "uplink", MAC_BESIDES),)
         return Facts(
             devices, uplinks, tunnel_ifindex=tunnel, tunnel_mtu=TUNNEL_MTU, limits=self.limits, link=link,
             unhooked={POD: besides, POD6: besides},

@@ -253,11 +253,11 @@ def _take_up(tables: Tables, state: State, packet: Packet, device: int, draw: Dr
     return _begin_flow(tables, _applied(state, ended), packet, home, rule, draw).after(*ended)
 
 
-def to_beneath(tables: Tables, device: int, packet: Packet) -> Outcome:
+def to_beneath(tables: Tables, device: int, packet: Packet, mac: bytes) -> Outcome:
     """Egress of a device that a pod's own lies upon."""
     if packet.kind == "not-ip" or _stays_on_link(packet) or _is_inside(tables, packet.destination):
         return NEXT
-    policy_set = tables.pods.get((device, packet.source))
+    policy_set = tables.pod_macs.get((device, mac), tables.pods.get((device, packet.source)))
     asked = packet if packet.kind == "flow" else replace(packet, kind="fragment")  # whatever its ports are
     return _drop("unhooked") if policy_set and _rule(tables, asked, policy_set) else NEXT
 

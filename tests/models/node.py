@@ -10,7 +10,7 @@ from functools import singledispatchmethod
 from bpf import layout
 from egress import plan
 from egress.entries import Facts, Link, MapEntries
-from egress.host.links import PodDevice
+from egress.host.links import PodDevice, Unhooked
 from egress.nftables.guard import Guard
 from egress.plan import Attachment, Observed, Tunnel
 from egress.policy import IPAddress
@@ -22,6 +22,7 @@ DIGEST = 0xABCD
 class FakeNode:
     devices: Mapping[IPAddress, PodDevice] = field(default_factory=dict)
     uplinks: Mapping[str, int] = field(default_factory=lambda: {"eth0": 2})
+    unhooked: Mapping[IPAddress, tuple[Unhooked, ...]] = field(default_factory=dict)
     underlay_mtu: int = 1500
     link: Link | None = None  # of nodes
     by_stack: bool = False
@@ -52,7 +53,16 @@ class FakeNode:
         tunnel = self.tunnel.ifindex if self.tunnel else 0
         mtu = self.underlay_mtu - plan.TUNNEL_OVERHEAD[4] if self.underlay_mtu else 0
         return Observed(
-            facts=Facts(self.devices, self.uplinks, tunnel, mtu, self.digest, link=self.link, by_stack=self.by_stack),
+            facts=Facts(
+                self.devices,
+                self.uplinks,
+                tunnel,
+                mtu,
+                self.digest,
+                link=self.link,
+                by_stack=self.by_stack,
+                unhooked=self.unhooked,
+            ),
             pinned_digest=0 if self.other_layout else self.pinned_digest(),
             other_layout=self.other_layout,
             hands_over=self.set_aside or (self.other_layout and self.can_hand_over),

@@ -247,6 +247,7 @@ class Tables:
     pods: Mapping[tuple[int, IPAddress], int] = field(default_factory=dict)  # (ifindex, address) -> policy set
     pod_devices: Mapping[IPAddress, int] = field(default_factory=dict)  # of selected pods
     network_policy: int = layout.POLICY_DIRECT
+    pod_macs: Mapping[tuple[int, bytes], int] = field(default_factory=dict)  # (device beneath, MAC) -> policy set
     strict_devices: frozenset[int] = frozenset()
     policies: Mapping[int, Mapping[IPNetwork, Rules]] = field(default_factory=dict)
     groups: Mapping[int, GroupHere] = field(default_factory=dict)
@@ -345,6 +346,11 @@ def _pod(raw_key: bytes) -> tuple[int, IPAddress]:
     return key.ifindex, layout.ip_of(key.address)
 
 
+def _pod_mac(raw_key: bytes) -> tuple[int, bytes]:
+    key = layout.decode(layout.PodMacKey, raw_key)
+    return key.ifindex, bytes(key.mac)
+
+
 def _egress_ip(raw: bytes) -> EgressIp:
     value = layout.decode(layout.EgressIpValue, raw)
     return EgressIp(tuple(value.nodes), value.host_below, value.group)
@@ -385,6 +391,7 @@ def tables(entries: Mapping[str, MapEntries], routes: Mapping[IPNetwork, int], m
         pods={_pod(key): layout.decode(layout.PodValue, value).policy_set for key, value in entries["pods"].items()},
         pod_devices={layout.ip_of(key): layout.number(value) for key, value in entries["pod_devices"].items()},
         network_policy=settings.network_policy,
+        pod_macs={_pod_mac(key): layout.number(value) for key, value in entries["pod_macs"].items()},
         strict_devices=frozenset(map(layout.number, entries["strict_devices"])),
         policies=_policies(entries["policies"]),
         groups={layout.number(key): _group(value) for key, value in entries["groups"].items()},

@@ -139,15 +139,17 @@ def test_what_leaves_by_a_device_past_the_programs_is_kept_back_beneath(
     reconcile(worker, cluster.datapaths["worker"], replace(desired, pods={**desired.pods, address: ("world",)}))
     question = Packet(address, IPv4Address(FW_ADDRESS), UDP, 4000, 53)
     inside = replace(question, destination=IPv4Address(lab.node("gw1").address))
-    hop = mac_of(lab.tor, "worker")
+    forged = replace(question, source=IPv4Address("10.99.9.9"))
+    hop, own = mac_of(lab.tor, "worker"), mac_of(pod, "eth0")
     with lab.watch() as watch:
         before = cluster.dropped("worker").get("unhooked", 0)
-        for packet in (inside, question, replace(question, protocol=TCP, flags="A")):
+        frames = [build(packet)[6:] for packet in (inside, question, replace(question, protocol=TCP, flags="A"))]
+        for frame in (*frames, own + build(forged)[12:]):
             with suppress(OSError):  # ENOBUFS: the pod's socket is told what the device beneath did
-                inject(pod, "eth0", hop + build(packet)[6:])
-        lab.wait(lambda: cluster.dropped("worker").get("unhooked", 0) == before + 2, "both are dropped")
+                inject(pod, "eth0", hop + frame)
+        lab.wait(lambda: cluster.dropped("worker").get("unhooked", 0) == before + 3, "all three are dropped")
         seen = watch.settle().outside
-    assert not [ends for ends in seen if str(address) in ends]
+    assert not [ends for ends in seen if {str(address), str(forged.source)} & {*ends}]
 
 
 def test_a_pod_on_a_device_that_leads_past_the_programs_is_told(

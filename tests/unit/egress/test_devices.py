@@ -53,6 +53,7 @@ HOSTS = {
 }  # fmt: skip
 BY_INDEX = {each.ifindex: each for each in LINKS}
 POD = IPv4Address("10.1.0.5")
+MAC = b"\x02\0\0\0\0\x09"
 
 
 def space(number: int, *links: Link, **addresses: int) -> Namespace:
@@ -117,6 +118,17 @@ def test_what_leads_past_the_hooks_is_told_by_its_kind(outer: Link, kind: str) -
     assert unhooked(BY_INDEX, beside, pods, chosen) == {POD: (found,)}
     alone = [space(7, link(1, "lo"), outer, **{outer.name: 1})]
     assert unhooked(BY_INDEX, alone, pods, {}) == {POD + 1: (replace(found, addresses=(POD + 1,)),)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mac", "own"),
+    [("macvlan", MAC, MAC), ("macvtap", MAC, MAC), ("macvlan", bytes(6), b""), ("ipvlan", MAC, b"")],
+    ids=["macvlan", "macvtap", "macvlan of mode passthru", "ipvlan"],
+)
+def test_a_device_is_known_beneath_by_a_mac_that_it_alone_has(kind: str, mac: bytes, own: bytes) -> None:
+    outer = replace(link(9, "net1", kind, namespace=9, peer=2), mac=mac)
+    [device] = unhooked(BY_INDEX, [space(7, outer, net1=1)], {POD + 1}, {})[POD + 1]
+    assert (device.beneath_name, device.mac, device.is_kept_back) == ("eth0", own, True)
 
 
 def test_a_pod_on_hooks_alone_has_nothing_that_leads_past_them() -> None:

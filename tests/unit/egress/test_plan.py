@@ -46,6 +46,7 @@ from tests.models.egress_wishes import (
 from tests.models.node import FakeNode
 from tests.models.tables import tables
 
+MAC = b"\x02\0\0\0\0\x09"
 EPOCH, GATEWAYS_EPOCH = "map epoch: put groups d9a72c8c", "map epoch: put groups fce23529"
 TABLE_TEXT = "192.0.2.100 of group 7: 1024-2047 node 1, 2048-3071 node 2"
 
@@ -344,14 +345,14 @@ def test_what_leads_past_the_hooks_is_told_instead_of_a_missing_device() -> None
         "what policies cover is dropped at eth0, answers among it, and nothing here keeps back what leaves by ens1f0v0"
         in problem.message
     )
-    empty = {POD: (Unhooked("net1", "macvtap", (), 2, "eth0"),)}
+    empty = {POD: (Unhooked("net1", "ipvlan", (), 2, "eth0"),)}
     [problem] = problems(desired, replace(there, facts=Facts(DEVICES, {"eth0": 2}, unhooked=empty)))
     assert "nothing here keeps back what leaves by net1" in problem.message
     assert "eth0" not in problem.message, "what comes from no known address is dropped nowhere"
 
 
 def test_what_leaves_by_a_device_past_the_hooks_is_kept_back_at_the_device_beneath() -> None:
-    past = {POD: (Unhooked("net1", "macvlan", (BESIDE,), 9, "eth1"),)}
+    past = {POD: (Unhooked("net1", "macvlan", (BESIDE,), 9, "eth1", MAC),)}
     desired = on_worker(pods={POD: ("world",)})
     kernel = settled(desired)
     observed = kernel.observe()
@@ -359,6 +360,7 @@ def test_what_leaves_by_a_device_past_the_hooks_is_kept_back_at_the_device_benea
     assert [str(action) for action in actions if not isinstance(action, LoadGuard)] == [
         f"look at connections that run: {BESIDE}",
         f"map pods: put device 9 {BESIDE}: set 1",
+        "map pod_macs: put device 9 02:00:00:00:00:09: set 1",
         "attach to_beneath to eth1",
     ]
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpf.layout import ip16, u32
+from egress.host.links import Unhooked
 from egress.plan import Action, DropBefore, PutEntry, plan
 from egress.policy import Desired, Group
 from egress.undone import Undone
@@ -125,6 +126,31 @@ def test_a_pod_is_decided_when_nothing_that_it_needs_was_left_undone() -> None:
     for failing, is_decided in (((), True), (("load guard",), False)):
         _, undone = rounds(FakeNode(DEVICES), replace(on_worker(), node_address=None), *failing)
         assert undone.decides(POD) == is_decided
+
+
+def test_a_pod_past_the_programs_is_decided_when_it_is_kept_back_beneath() -> None:
+    device = Unhooked("eth0", "macvlan", (PLAIN,), 9, "eth1", b"\x02\0\0\0\0\x09")
+    desired = on_worker(pods={POD: ("world",), PLAIN: ("world",)})
+    failures = {
+        (): {POD, PLAIN},
+        ("attach to_beneath to eth1",): {POD},
+        ("map pods: put device 9",): {POD},
+        ("map pod_macs",): {POD},
+        ("map policies",): set(),
+    }
+    for failing, wanted in failures.items():
+        node = FakeNode({POD: DEVICES[POD]}, unhooked={PLAIN: (device,)})
+        _, undone = rounds(node, desired, *failing)
+        assert {address for address in (POD, PLAIN) if undone.decides(address)} == wanted, failing
+    elsewhere = {"a NIC": replace(device, beneath=0), "with another address": replace(device, addresses=(POD,))}
+    for what, other in elsewhere.items():
+        _, undone = rounds(FakeNode({POD: DEVICES[POD]}, unhooked={PLAIN: (other,)}), desired)
+        assert not undone.decides(PLAIN), what
+    node = FakeNode(DEVICES, unhooked={POD: (device,)})
+    _, undone = rounds(node, desired, "attach to_beneath")
+    assert not undone.decides(POD), "its second device is not kept back"
+    _, undone = rounds(FakeNode(unhooked={PLAIN: (device,)}), replace(desired, node_address=None))
+    assert not undone.decides(PLAIN), "the guard does not see it"
 
 
 def test_without_the_first_guard_or_the_programs_nothing_follows() -> None:
