@@ -72,6 +72,7 @@ from routerd.agent.reconcile import Reconciler, Round
 from routerd.blocking import in_thread
 from routerd.log import event
 from routerd.model import IPAddress, Peer, Refusal, Snapshot
+from routerd.node.announce import Announcements
 from routerd.node.brake import Brake
 from routerd.node.desired import PROBE_ROOM, Kept, LocalFacts, NodeState, Settings, compose
 from routerd.node.drain import Drain, upstream_refusals
@@ -236,6 +237,11 @@ class Agent:
     def snapshot(self) -> Snapshot:
         """What `status` was made from; a round that has begun may know more."""
         return self._status_snapshot
+
+    @property
+    def announcements(self) -> Announcements | None:
+        """Of the last round that went to its end."""
+        return self._told.announcements
 
     def wake(self) -> None:
         """Asks for a round now: the store has changed."""

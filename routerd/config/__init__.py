@@ -54,6 +54,9 @@ class StoreConfig:
     """How to reach the API server; none = the service account of the pod."""
     namespace: str = "routerd"
     """Namespace of what routerd itself keeps in the API server, and of ConfigMaps of its own."""
+    metallb_status: bool = False
+    """Whether ServiceBGPStatus and ConfigurationState of MetalLB are written there, where their CRDs are: the former is
+    an object for each node and Service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,8 +376,9 @@ def _choice(section: Section, key: str, *options: str) -> str:
 
 def _store(section: Section, state_dir: Path) -> StoreConfig:
     store = _sub(
-        section, "store", "kind", "manifests", "allocations", "node-report", "node-reports", "kubeconfig", "namespace"
-    )
+        section, "store", "kind", "manifests", "allocations", "node-report", "node-reports", "kubeconfig", "namespace",
+        "metallb-status",
+    )  # fmt: skip
     kind = cast(Literal["files", "kubernetes"], _choice(store, "kind", "files", "kubernetes"))
     manifests = _path(store, "manifests", DEFAULT.store.manifests)
     report = _path(store, "node-report", state_dir / "node.yaml")
@@ -387,6 +391,7 @@ def _store(section: Section, state_dir: Path) -> StoreConfig:
         node_reports=tuple(item.name("a pattern of paths") for item in reports.items()) if reports else (str(report),),
         kubeconfig=_path(store, "kubeconfig", Path()) if store.get("kubeconfig") else None,
         namespace=_namespace(store),
+        metallb_status=store.boolean("metallb-status", DEFAULT.store.metallb_status),
     )
 
 

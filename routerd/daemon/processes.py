@@ -43,7 +43,7 @@ from routerd.serve.plugin import PluginServer, ipam_socket, plugin_socket
 from routerd.serve.vitals import Heart, Vitals, served
 from routerd.store.embedded.store import FileStore
 from routerd.store.interface import Store
-from routerd.tell.health import Enabled, node_health, of_pods
+from routerd.tell.health import Enabled, announced_services, node_health, of_pods
 from routerd.tell.operator_status import OperatorStatus, operator_status
 
 if TYPE_CHECKING:
@@ -249,6 +249,8 @@ def _assembled(
     enabled = Enabled(bgp=config.bgp.enabled, egress=config.egress.enabled)
     began = time.monotonic()
     store.report_pods(lambda: of_pods(body.status, body.snapshot))
+    if config.store.metallb_status:
+        store.report_services(lambda: announced_services(body.announcements))
     store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.monotonic() - began))
     return body, presence
 

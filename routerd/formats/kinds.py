@@ -237,6 +237,9 @@ _FOREIGN = (
         "metallb.io", "v1beta1", "BFDProfile", "bfdprofiles", namespaced=True, reader=metallb_bgp.read_bfd_profile,
         parts=("bgp",), read_by=BOTH,
     ),
+    # Written, and read by nobody here.
+    Kind("metallb.io", "v1beta1", "ServiceBGPStatus", "servicebgpstatuses", namespaced=True, status_by=AGENT),
+    Kind("metallb.io", "v1beta1", "ConfigurationState", "configurationstates", namespaced=True, status_by=OPERATOR),
     Kind(
         "crd.antrea.io", "v1beta1", "Egress", "egresses",
         reader=FailClosed(antrea.read_egress, antrea.covered_by_egress), parts=("policies",), read_by=BOTH,

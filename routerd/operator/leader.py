@@ -31,6 +31,8 @@ from routerd.store.kubernetes.lease import Lease, LeaseTimes
 from routerd.store.kubernetes.ledger import take
 from routerd.store.kubernetes.publish import Publisher
 from routerd.store.kubernetes.resources import LEDGER
+from routerd.store.kubernetes.status.metallb import CONFIGURATION_STATES, OPERATOR, configuration_state
+from routerd.store.kubernetes.status.shown import ShownObjects
 from routerd.store.kubernetes.store import KubernetesStore, Scope
 from routerd.store.kubernetes.watch import Timings
 from routerd.tell.operator_status import OperatorStatus, Tenure, operator_status
@@ -82,6 +84,7 @@ class Candidate:
     service_cidrs: tuple[IPNetwork, ...] = ()
     patience: Patience = field(default_factory=Patience)
     cloud: CloudSettings = field(default_factory=CloudSettings)
+    metallb_status: bool = False  # whether the configuration's state is shown as MetalLB shows it
     clouds: Clouds | None = field(init=False, default=None)
     operator: Operator | None = field(init=False, default=None)
     publisher: Publisher | None = field(init=False, default=None)
@@ -169,6 +172,14 @@ class Candidate:
             group.create_task(self.publisher.run(), name="publisher")
             if self.clouds is not None:
                 group.create_task(self.clouds.run(), name="clouds")
+            if self.metallb_status:
+                group.create_task(self._state_shown().run(), name="configuration-state")
+
+    def _state_shown(self) -> ShownObjects:
+        kind, timings = CONFIGURATION_STATES, self.timings
+        shown = ShownObjects(self.client, kind, self.namespace, OPERATOR, timings.pace, timings.absent)
+        shown.wanted = lambda: configuration_state(self.store.snapshot()) if self.lease.is_held() else None
+        return shown
 
     async def answer(self, request: dict[str, Any]) -> Noted:
         """As `Operator.answer`, of the active one alone."""
@@ -236,6 +247,7 @@ async def candidate(config: Config) -> None:
             lease,
             assign_settings(config),
             service_cidrs=config.service_cidrs,
+            metallb_status=config.store.metallb_status,
             patience=patience,
             cloud=config.cloud,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -68,6 +68,11 @@ class Store(Protocol):
 
     def report_pods(self, told: Callable[[], Iterable[Refusal]]) -> None:
         """`told` gives what is wrong with pods of this node, where the store has a place for it."""
+
+    def report_services(self, told: Callable[[], Mapping[str, Sequence[str]] | None]) -> None:
+        """`told` gives the peers that this node announces each Service to, by its key, where the store has a place for
+        it; None = it is not known.
+        """
 
     def status(self) -> StoreStatus | None:
         """None where there is nothing between the store and what it reads."""

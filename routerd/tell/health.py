@@ -19,8 +19,9 @@ from typing import Any
 from bgp.path import session_names
 from egress.plan import UNHOOKED
 from routerd.model import IPAddress, Refusal, Snapshot
+from routerd.node.announce import Announcements
 from routerd.node.sessions import peers_here
-from routerd.refs import BGP, NODE, PATH, PEER, POD_ADDRESS, SPEAKER, STORE, Ref
+from routerd.refs import BGP, NODE, PATH, PEER, POD_ADDRESS, SERVICE, SPEAKER, STORE, Ref
 from routerd.tell.status import AgentStatus, PeerStatus
 
 GRACE = 10.0  # seconds after a start in which only good is told: what was said before is most often true again soon
@@ -98,6 +99,23 @@ def of_pods(status: AgentStatus, snapshot: Snapshot) -> tuple[Refusal, ...]:
     pods = {Ref(POD_ADDRESS, name=str(address)): pod for pod in there for address in pod.addresses}
     found = ((each, pods[each.object]) for each in told if each.object in pods)
     return tuple(replace(each, object=Ref("Pod", pod.namespace, pod.name)) for each, pod in found)
+
+
+def announced_services(announced: Announcements | None) -> dict[str, tuple[str, ...]] | None:
+    """By key of each Service of which a prefix is announced, the peers that have it, up or not, as metrics name them.
+
+    None = it is not known.
+    """
+    if announced is None:
+        return None
+    name_of = session_names(announced.desired.peers)
+    found: dict[str, set[str]] = {}
+    for key, rib in announced.desired.ribs.items():
+        label = announced.desired.peers[key].description or name_of[key]
+        for owner in (owner for prefix in rib for owner in announced.owners.get(prefix, ())):
+            if owner.kind == SERVICE:
+                found.setdefault(owner.key, set()).add(label)
+    return {service: tuple(sorted(peers)) for service, peers in found.items()}
 
 
 # --- conditions

@@ -31,8 +31,8 @@ def install(*names: str) -> list[Json]:
 
 
 def foreign() -> list[Json]:
-    """Definitions of the kinds that are read and not ours."""
-    return [definition(each) for each in KINDS if each.custom and each.read_by and each.group != OURS]
+    """Definitions of the kinds that are read or written and not ours."""
+    return [definition(each) for each in KINDS if each.custom and each.read_by | each.status_by and each.group != OURS]
 
 
 def definition(kind: Kind) -> Json:

@@ -325,14 +325,16 @@ async def operator(
     token: str = "",
     cooldown: float = 0.5,
     patience: Patience | None = None,
+    metallb_status: bool = False,
     **more: Any,
 ) -> AsyncIterator[Candidate]:
     client = Client(Path(found.server.kubeconfig_for(token) if token else found.server.kubeconfig))
     await client.open()
     lease = Lease(client, "routerd", identity, times, **more)
     one = Candidate(
-        client, "routerd", lease, AssignSettings(Timers(cooldown=cooldown)), timings, patience=patience or Patience()
-    )
+        client, "routerd", lease, AssignSettings(Timers(cooldown=cooldown)), timings, patience=patience or Patience(),
+        metallb_status=metallb_status,
+    )  # fmt: skip
     try:
         async with running(one.run()):
             yield one

@@ -17,6 +17,7 @@ from routerd.operator import loop
 from routerd.refs import Ref
 from routerd.store.kubernetes import parts
 from routerd.store.kubernetes import store as kubernetes_store
+from routerd.store.kubernetes.status import shown as shown_objects
 from routerd.store.kubernetes.store import KubernetesStore
 from tests.k8s import target
 from tests.k8s.client import APPLY, Client, Json, good
@@ -111,10 +112,12 @@ async def work(found: Cluster) -> None:
             await eventually(lambda: is_without_addresses(found), "its node shows that it lacks addresses")
             await eventually(lambda: is_open(found), "the node is opened to pods")
             await eventually(lambda: is_called_absent(found), "no word comes of an agent")
-        async with operator(found, "b", token=tokens[1]):
+        await show_a_service(found, store.store)
+        async with operator(found, "b", token=tokens[1], metallb_status=True):
             await settled(found, count=2)
             await found.apply(a_service("more", 81))
             await store.until(lambda one: "default/more" in given(one), "agents read the parts")
+            await shown(found, "/apis/metallb.io/v1beta1/namespaces/routerd/configurationstates/routerd-operator")
 
 
 async def tell_of_a_pod(found: Cluster, store: KubernetesStore) -> None:
@@ -133,6 +136,22 @@ async def tell_of_a_pod(found: Cluster, store: KubernetesStore) -> None:
         await eventually(partial(is_told, times), f"an Event, {times} times")
         store.report_pods(tuple)
         await eventually(lambda: not store.events.standing, "what went is forgotten")
+
+
+async def show_a_service(found: Cluster, store: KubernetesStore) -> None:
+    """In an object of MetalLB's kind, which goes with what is announced."""
+    path = "/apis/metallb.io/v1beta1/namespaces/routerd/servicebgpstatuses"
+
+    async def peers() -> list[list[str]]:
+        return [each.get("status", {}).get("peers", []) for each in (await found.get(path))["items"]]
+
+    async def is_said(expected: list[list[str]]) -> bool:
+        return await peers() == expected
+
+    store.report_services(lambda: {"default/web": ("tor",)})
+    await eventually(partial(is_said, [["tor"]]), "the peers of a Service")
+    store.report_services(dict)
+    await eventually(partial(is_said, []), "it is not announced any more")
 
 
 async def is_open(found: Cluster) -> bool:
@@ -203,6 +222,7 @@ def test_roles_grant_exactly_what_is_used(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(parts, "GRACE", 0.0)
     monkeypatch.setattr(loop, "LOOK", 0.05)
     monkeypatch.setattr(kubernetes_store, "PERIOD", 0.05)
+    monkeypatch.setattr(shown_objects, "PERIOD", 0.05)
 
     async def run() -> list[Audit]:
         objects = install()

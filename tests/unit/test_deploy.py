@@ -202,7 +202,7 @@ def test_bindings_name_roles_and_accounts_that_are_there() -> None:
 
 Verbs = dict[tuple[str, str], set[str]]
 # Made and kept by routerd itself, or read by name: no rule for a whole kind says so.
-NOT_BY_KIND = {"ConfigMap", "Lease", "Event"}
+NOT_BY_KIND = {"ConfigMap", "Lease", "Event", "ServiceBGPStatus", "ConfigurationState"}
 BESIDE: dict[Role, Verbs] = {  # a taint and a condition, in objects that are somebody else's
     "operator": {("", "nodes"): {"get", "patch"}, ("", "nodes/status"): {"patch"}},
 }

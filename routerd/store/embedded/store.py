@@ -8,7 +8,7 @@ import logging
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,6 +129,9 @@ class FileStore:
         """A file has no place for it: `routerd status` tells."""
 
     def report_pods(self, told: Callable[[], Iterable[Refusal]]) -> None:
+        """The same."""
+
+    def report_services(self, told: Callable[[], Mapping[str, Sequence[str]] | None]) -> None:
         """The same."""
 
     def load(self) -> Snapshot:

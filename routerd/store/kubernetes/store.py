@@ -51,6 +51,8 @@ from routerd.store.kubernetes.resources import (
     for_operator,
     heartbeat_lease,
 )
+from routerd.store.kubernetes.status.metallb import SERVICE_STATUSES, owner_of, service_statuses
+from routerd.store.kubernetes.status.shown import Shown, ShownObjects
 from routerd.store.kubernetes.watch import Reflector, Timings
 from routerd.store.merge import merge
 
@@ -110,6 +112,9 @@ class KubernetesStore:
         self.events = Events(client, AgentOf(scope.node), self._uid_of, timings)
         self._told: Callable[[], Iterable[Refusal]] = tuple
         self._heartbeats = Heartbeats(client, scope.namespace, scope.node, self._uid_of_node, timings)
+        self._service_statuses = ShownObjects(
+            client, SERVICE_STATUSES, scope.namespace, owner_of(scope.node), timings.pace, timings.absent
+        )
         self._is_gateway = False  # this node may be one
         self._dirty = {each.collection.resource.kind.name for each in self.reflectors}
         self._changed = asyncio.Event()
@@ -173,6 +178,17 @@ class KubernetesStore:
         """`told` gives what is wrong with pods of this node: Events say it."""
         self._told = told
 
+    def report_services(self, told: Callable[[], Mapping[str, Sequence[str]] | None]) -> None:
+        """`told` gives the peers that this node announces each Service to: ServiceBGPStatuses say it."""
+        node = self._scope.node
+
+        def wanted() -> Mapping[str, Shown] | None:
+            announced = told()
+            return None if announced is None else service_statuses(node, announced)
+
+        self._service_statuses.wanted = wanted
+        self._service_statuses.writers = lambda: max(self.count("Node"), 1)
+
     def _uid_of(self, kind: str, namespace: str, name: str) -> str:
         return next((each.uid for each in self.objects(kind) if (each.namespace, each.name) == (namespace, name)), "")
 
@@ -201,6 +217,7 @@ class KubernetesStore:
                 group.create_task(self._heartbeats.run(), name="heartbeats")
                 group.create_task(self._tell_of_pods(), name="pods")
                 group.create_task(self.events.run(), name="events")
+                group.create_task(self._service_statuses.run(), name="service-statuses")
                 group.create_task(self._read_as_gateway(), name="watch-parts-for-gateways")
             group.create_task(self._merge_changes(), name="merge")
 

@@ -1,0 +1,138 @@
+"""Objects by which MetalLB shows how things stand: where their CRDs are, written on change, gone with what they say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from routerd.store.kubernetes.status import shown
+from tests.k8s.deployment import foreign
+from tests.k8s.store_lab import Cluster, Json, agent_store, bgp_config, cluster, config_map, node, operator
+from tests.waiting import eventually
+
+GROUP = "/apis/metallb.io/v1beta1/namespaces/routerd"
+STATUSES = f"{GROUP}/servicebgpstatuses"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shown, "PERIOD", 0.02)
+
+
+async def define(api: Cluster) -> None:
+    definitions = [each for each in foreign() if each["spec"]["group"] == "metallb.io"]
+    await api.apply(*definitions)
+    await api.serves(*definitions)
+
+
+async def said(api: Cluster) -> dict[str, list[str]]:
+    """Peers by Service and node."""
+    found = [each.get("status") or {} for each in (await api.get(STATUSES))["items"]]
+    return {f"{each['serviceNamespace']}/{each['serviceName']} {each['node']}": each["peers"] for each in found if each}
+
+
+async def until(api: Cluster, expected: Mapping[str, Sequence[str]]) -> None:
+    async def is_said() -> bool:
+        return await said(api) == expected
+
+    await eventually(is_said, f"{expected} is shown")
+
+
+def test_peers_of_services_are_shown_by_each_node_and_go_with_them() -> None:
+    async def story() -> None:
+        async with cluster(node("node1"), node("node2", "10.0.0.12"), bgp_config()) as api:
+            await define(api)
+            async with agent_store(api) as one, agent_store(api, "node2") as other:
+                other.store.report_services(lambda: {"default/web": ("tor",)})
+                one.store.report_services(lambda: {"default/web": ("tor", "tor-b"), "default/mail": ("tor",)})
+                await until(
+                    api,
+                    {
+                        "default/web node1": ["tor", "tor-b"],
+                        "default/mail node1": ["tor"],
+                        "default/web node2": ["tor"],
+                    },
+                )
+                one.store.report_services(lambda: {"default/web": ("tor-b",)})
+                await until(api, {"default/web node1": ["tor-b"], "default/web node2": ["tor"]})
+                one.store.report_services(lambda: None)  # it is not known: what is said stays
+                other.store.report_services(dict)
+                await until(api, {"default/web node1": ["tor-b"]})
+
+    asyncio.run(story())
+
+
+def test_an_agent_that_starts_again_writes_nothing_that_is_there_and_removes_what_is_not_so() -> None:
+    async def story() -> None:
+        async with cluster(node("node1"), bgp_config()) as api:
+            await define(api)
+            async with agent_store(api) as agent:
+                agent.store.report_services(lambda: {"default/web": ("tor",), "default/mail": ("tor",)})
+                await until(api, {"default/web node1": ["tor"], "default/mail node1": ["tor"]})
+            async with agent_store(api) as agent:
+                agent.store.report_services(lambda: {"default/web": ("tor",)})
+                await until(api, {"default/web node1": ["tor"]})
+                assert (agent.client.requests["POST"], agent.client.requests["DELETE"]) == (0, 1)
+
+    asyncio.run(story())
+
+
+def test_without_the_kind_nothing_is_written_and_it_is_found_when_it_comes() -> None:
+    async def story() -> None:
+        async with cluster(node("node1"), bgp_config()) as api, agent_store(api) as agent:
+            agent.store.report_services(lambda: {"default/web": ("tor",)})
+            await eventually(lambda: agent.client.responses["GET", 404] > 2, "it was looked for")
+            assert agent.client.requests["POST"] == 0
+            await define(api)
+            await until(api, {"default/web node1": ["tor"]})
+
+    asyncio.run(story())
+
+
+def test_a_node_writes_few_objects_after_each_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = {f"default/web-{number}": ("tor",) for number in range(20)}
+
+    async def story() -> None:
+        async with cluster(node("node1"), bgp_config()) as api:
+            await define(api)
+            async with agent_store(api) as agent:
+                looks = 0
+
+                def told() -> Mapping[str, Sequence[str]]:
+                    nonlocal looks
+                    assert agent.client.requests["POST"] <= looks * shown.BATCH
+                    looks += 1
+                    return many
+
+                agent.store.report_services(told)
+                await until(api, {f"{key} node1": ["tor"] for key in many})
+                assert looks >= len(many) // shown.BATCH
+
+    asyncio.run(story())
+
+
+def test_the_state_of_the_configuration_is_shown_by_the_operator() -> None:
+    async def state(api: Cluster) -> Json:
+        return dict((await api.find(f"{GROUP}/configurationstates/routerd-operator")).get("status") or {})
+
+    async def story() -> None:
+        async with cluster(node("node1"), bgp_config()) as api:
+            await define(api)
+            async with operator(api, metallb_status=True):
+
+                async def is_valid() -> bool:
+                    return await state(api) == {"result": "Valid", "lastError": ""}
+
+                async def is_invalid() -> bool:
+                    found = await state(api)
+                    return found.get("result") == "Invalid" and "my-asn" in found["lastError"]
+
+                await eventually(is_valid, "all is well")
+                await api.apply(config_map("kube-system", "bgp-config", {"config.yaml": "peers: [{my-asn: x}]"}))
+                await eventually(is_invalid, "the mistake is shown")
+                await api.apply(bgp_config())
+                await eventually(is_valid, "it is mended")
+
+    asyncio.run(story())
