@@ -35,6 +35,8 @@ def peer_refusal(peer: SpeakerPeer) -> PathRefusal | None:
         return refuse("HoldTime", "the hold time must be 0 or 3 to 65535 seconds (RFC 4271, section 4.2)")
     if not 1 <= peer.port <= 65535:
         return refuse("Port", "the port must be 1 to 65535")
+    if not int(peer.passive) <= peer.listen_port <= 65535:
+        return refuse("Port", "the port where the peer connects to must be 1 to 65535")
     if not (1 <= peer.local_as <= 2**32 - 1 and 1 <= peer.remote_as <= 2**32 - 1):
         return refuse("AsNumber", "AS numbers must be 1 to 4294967295")
     if not 0 <= peer.graceful_restart_time <= MAX_RESTART_TIME:
@@ -69,6 +71,8 @@ def peer_section(peer: SpeakerPeer) -> str:
         f"hold-time {peer.hold_time}",
         *_description(peer),
         *([f"connect {peer.port}"] if peer.port != 179 else []),
+        *(["passive true"] if peer.passive else []),
+        *([f"listen {peer.listen_port}"] if peer.listen_port else []),
         f"outgoing-ttl {TTL}",
         *([f"incoming-ttl {peer.min_ttl}"] if peer.min_ttl else []),
         *_password_options(peer.password),

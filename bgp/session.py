@@ -116,7 +116,14 @@ class Sessions:
         state: State = status.state if connected else "unknown"
         families = tuple(family for family in status.families if family not in untaken)
         announced = announced if state == "up" else 0
-        return replace(status, state=state, families=families, announced=announced, pending=pending)
+        reason = status.last_reason or (_awaited(peer) if state == "connecting" else "")
+        return replace(status, state=state, last_reason=reason, families=families, announced=announced, pending=pending)
+
+
+def _awaited(peer: SpeakerPeer) -> str:
+    """A router that is to connect itself makes no event until it does."""
+    where = f"{peer.local_address} port {peer.listen_port}"
+    return f"the router has not connected to {where} yet" if peer.passive else ""
 
 
 def _says_why(reason: str) -> bool:

@@ -313,6 +313,8 @@ class Peer:
     remote_as: int
     local_as: int
     port: int = 179
+    passive: bool = False  # the router opens the session
+    listen_port: int = 0  # where it may do so, also where the node opens it, too; 0 = nowhere, or 179 of a passive one
     found: Literal["", "router", "default-gateway"] = ""  # whose address it has; `address` is unspecified until then
     interface: str = ""  # by which the peer is reached; "" = by any. A link-local address has it as its zone (RFC 4007)
     source_address: IPAddress | None = None

@@ -24,6 +24,7 @@ from typing import Any
 from bgp.conf import KEEPALIVE, MAX_PREFIXES, asked_of
 from bgp.inside.commands import Commands, track_sending
 from bgp.inside.leaving import CEASE, TOO_MANY_PREFIXES, farewell
+from bgp.inside.listening import Listener, take_anew
 
 TABLE = "OutgoingRIB"  # the class that holds a session's Adj-RIB-Out
 IDLE = 100  # milliseconds between two looks of the loop at sessions that are up, when nothing comes
@@ -61,13 +62,20 @@ def apply(patches: list[Patch]) -> list[str]:
 @cache
 def mend_parser() -> list[str]:
     """What a process needs that only reads a configuration, too; once for a process. The same as `apply`."""
+    from exabgp.bgp.neighbor import Neighbor
     from exabgp.configuration.neighbor import ParseNeighbor
 
-    return apply([Patch(ParseNeighbor, "_post_neighbor", "6569408e868bbb3a", with_zone(ParseNeighbor._post_neighbor))])
+    return apply(
+        [
+            Patch(ParseNeighbor, "_post_neighbor", "6569408e868bbb3a", with_zone(ParseNeighbor._post_neighbor)),
+            Patch(Neighbor, "index", "a96b8dced6cd7a91", _by_both_ends),
+        ]
+    )
 
 
 def patches(run_dir: Path) -> list[Patch]:
     """Every change, in one table. `run_dir` is the speaker's."""
+    import exabgp.reactor.loop
     import exabgp.rib
     from exabgp.bgp.neighbor import Neighbor
     from exabgp.reactor.api.processes import Processes
@@ -83,6 +91,8 @@ def patches(run_dir: Path) -> list[Patch]:
     return [
         Patch(exabgp.rib, TABLE, "73e00146b7d49804", Table),
         Patch(Neighbor, "__eq__", "8b075c7c16254784", equal_in_all(Neighbor.__eq__)),
+        Patch(exabgp.reactor.loop, "Listener", "aa660caf65af7327", Listener),
+        Patch(Peer, "handle_connection", "ecb82811d4b5461a", take_anew(Peer.handle_connection)),
         Patch(Reactor, "_wait_for_io", "abe9694fbe6f8686", long_wait(Reactor._wait_for_io)),
         Patch(Processes, "broken", "6c7c73a211315eed", _never_broken),
         Patch(Delay, "increase", "9e348b6f1e113f0e", _wait_longer),
@@ -99,13 +109,16 @@ def patches(run_dir: Path) -> list[Patch]:
 
 
 def long_wait(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """While every session is up and nothing is to be done the loop waits for input, and looks ten times a second.
+    """While every session is up, or waits for its router, and nothing is to be done the loop waits for input, and looks
+    ten times a second.
 
     Stock ExaBGP looks a hundred times a second, which is some percent of a core.
     """
 
     def is_idle(peer: Any) -> bool:
         neighbor = peer.neighbor
+        if neighbor["passive"] and not peer.proto:
+            return not peer.stopping()
         return peer.established() and not (neighbor.rib.outgoing.pending() or neighbor.eor or peer.stopping())
 
     def wait_for_io(reactor: Any, milliseconds: int) -> Iterator[int]:
@@ -208,7 +221,7 @@ def back_off(stock: Callable[..., Any]) -> Callable[..., Any]:
         stock(peer, message, error)
         if isinstance(error, Notify) and error.code == CEASE:
             if error.subcode == TOO_MANY_PREFIXES:
-                peer._delay._time = time.monotonic() + HOLD_OFF
+                peer._delay._time = peer.routerd_left_alone = time.monotonic() + HOLD_OFF
             return
         if up is not None and time.monotonic() - up >= REFUSED_RETRY:
             peer.routerd_refused = 0
@@ -225,13 +238,13 @@ def begin_anew(stock: Callable[..., Any]) -> Callable[..., Any]:
     """A peer that is configured anew while its session is being opened begins at once, without a pause of before.
 
     Stock ExaBGP first sees the attempt through: for a minute where a router says nothing, or for the hold time where it
-    takes nothing, as with TTL security.
+    takes nothing, as with TTL security; of a router that is to connect itself, until it does.
     """
 
     def reestablish(peer: Any, restart_neighbor: Any = None) -> None:
         stock(peer, restart_neighbor)
-        peer.routerd_refused = 0
-        if not peer.established() and peer.generator:
+        peer.routerd_refused, peer.routerd_left_alone = 0, 0.0
+        if not peer.established() and (peer.generator or peer.neighbor["passive"]):
             peer._reset("the peer was configured anew")
             peer._delay.reset()
 
@@ -269,6 +282,13 @@ def minimum_from_now(stock: Callable[..., Any]) -> Callable[..., Any]:
 def pause(refused: int) -> float:
     """Seconds after so many sessions in a row that the peer ended; random, so that nodes do not come at once."""
     return min(2.0 ** (refused - 1), REFUSED_RETRY) * random.uniform(0.5, 1.0) if refused else 0.0
+
+
+def _by_both_ends(neighbor: Any) -> str:
+    """Two peers of a configuration are one if both their addresses are; stock ExaBGP compares the router's and the port
+    where it listens, though a router may have sessions with several addresses of ours.
+    """
+    return str(neighbor.name())
 
 
 def _never_broken(processes: Any, neighbor: Any) -> bool:

@@ -17,6 +17,8 @@ from routerd.selectors import matches_any
 
 FAMILIES: Mapping[IPFamily, Family] = {"IPv4": "ipv4 unicast", "IPv6": "ipv6 unicast"}
 
+BGP_PORT = 179
+
 
 def _first_ipv4(addresses: Iterable[IPAddress]) -> IPv4Address | None:
     return next((address for address in addresses if isinstance(address, IPv4Address)), None)
@@ -48,7 +50,9 @@ def session(
         local_as=peer.local_as,
         remote_as=peer.remote_as,
         router_id=router_id,
-        port=peer.port,
+        port=BGP_PORT if peer.passive else peer.port,
+        passive=peer.passive,
+        listen_port=peer.listen_port or (BGP_PORT if peer.passive else 0),
         hold_time=peer.hold_time,
         keepalive_time=_keepalive_time(peer),
         password=peer.password,

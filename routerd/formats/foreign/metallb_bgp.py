@@ -75,6 +75,9 @@ def read_bfd_profile(value: Value) -> tuple[BfdProfile, tuple[Refusal, ...]]:
 
 
 def _not_done(about: Ref, spec: Section) -> Iterator[Refusal]:
+    if spec.boolean("passiveMode", False) and spec.string("interface"):
+        why = "a router that is found on a link knows no address of the node"
+        yield Refusal(about, "PeerNotSupported", str(spec.require("passiveMode").error(f"{why}; the peer is not used")))
     for key, why in _NOT_DONE.items():
         given = spec.get(key)
         if given is not None and not (given.is_scalar and not given.text) and not _is_empty(given):
@@ -102,6 +105,7 @@ def _peer(name: str, value: Value, spec: Section) -> Peer:
         remote_as=spec.require("peerASN").integer(1, 2**32 - 1),
         local_as=spec.require("myASN").integer(1, 2**32 - 1),
         port=spec.integer("peerPort", 0, 65535, 179) or 179,
+        passive=spec.boolean("passiveMode", False),
         source_address=source.address() if source is not None else None,
         router_id=router_id.ipv4() if router_id is not None else None,
         hold_time=hold_time,

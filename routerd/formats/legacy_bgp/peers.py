@@ -63,6 +63,8 @@ class ParsedPeer:
     source_interface: str = ""
     password_file: str = ""
     export: tuple[ExportRule, ...] = ()
+    passive: bool = False
+    listen_port: int = 0
     keepalive_given: bool = field(default=False, compare=False)
     profile: Profile | None = field(default=None, compare=False)  # the one of `bfd_profile`
     origin: Origin = field(default=Origin(), compare=False)
@@ -159,6 +161,8 @@ def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> P
         source_interface=_source_interface(struct),
         password_file=_password_file(struct),
         export=read_export(struct, communities),
+        passive=_passive(struct, found),
+        listen_port=struct.number("listen-port"),
         keepalive_given=bool(struct.text("keepalive-time")),
         origin=struct.place.origin,
     )
@@ -244,6 +248,17 @@ def _password_file(struct: Struct) -> str:
     if "/" in name or "\0" in name or name in (".", ".."):
         raise place.error(f"{quote(name)} is not the name of a file in bgp.password-dir")
     return name
+
+
+def _passive(struct: Struct, found: Found) -> bool:
+    """Whether the router opens the session, which it can with an address that it knows."""
+    passive = struct.flag("passive")
+    if found == "router" and (passive or struct.number("listen-port")):
+        key = "passive" if passive else "listen-port"
+        raise struct.at(key).error("a router that is found on a link knows no address of the node: without it")
+    if passive and struct.number("peer-port"):
+        raise struct.at("peer-port").error("a passive peer connects from any port; listen-port says where to")
+    return passive
 
 
 def _ttl_security(struct: Struct) -> int:
@@ -340,6 +355,8 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         source_interface=peer.source_interface,
         password_file=peer.password_file,
         export=peer.export,
+        passive=peer.passive,
+        listen_port=peer.listen_port,
         node_selectors=peer.selectors,
         name=peer.name,
         origin=peer.origin,

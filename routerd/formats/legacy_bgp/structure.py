@@ -61,11 +61,12 @@ _PEER_NATIVE: dict[str, GoType] = {
     "interface": STRING,
     "source-interface": STRING,
     "export": GoList(GoStruct("config.exportRule", _EXPORT)),
+    "passive": BOOL,
+    "listen-port": UINT16,
     "bfd": GoStruct("config.bfd", _BFD),
 }
 
 NOT_DONE = {  # ExaBGP 5.0.15 has nothing of it, or we do not use it
-    "passive": "the node opens its sessions itself: let the router be passive",
     "connect-retry": "a router that is away is tried again after 1 to 5 s: leave the key out",
     "long-lived-graceful-restart": "long-lived graceful restart (RFC 9494) is not done; see graceful-restart-time",
     "role": "BGP roles (RFC 9234) are not done",

@@ -22,7 +22,7 @@ _ATTRIBUTE = re.compile(r"^\s+BGP\.(?P<name>[a-z_]+):\s*(?P<value>.*)$")
 def config_text(
     peers: Sequence[TorPeer], *, address: str, local_as: int, hold_time: int = 90, trace: bool = False, extra: str = ""
 ) -> str:
-    """The whole bird.conf. Sessions are passive: the nodes connect; nothing is announced to them."""
+    """The whole bird.conf. Sessions are passive unless peers are `active`; nothing is announced to them."""
     return f"""\
 router id {address};
 log stderr all;
@@ -64,6 +64,7 @@ def _peer_text(peer: TorPeer, address: str, local_as: int) -> str:
     ipv4 = channel.replace("{", "{ extended next hop on;") if peer.extended else channel
     guard = " direct; ttl security on;" if peer.guarded else ""
     guard += " bfd on;" if peer.bfd else ""
+    guard += " passive off; connect delay time 1; connect retry time 1;" if peer.active else ""
     return (
         f"protocol bgp {peer.name} from node {{ local {peer.local or address} as {local_as}; "
         f"neighbor {peer.address} as {peer.asn};{password}{guard} ipv4 {ipv4}{ipv6} }}\n"

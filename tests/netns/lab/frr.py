@@ -32,7 +32,7 @@ _WELL_KNOWN = {"no-export": "65535:65281", "no-advertise": "65535:65282", "local
 def config_text(
     peers: Sequence[TorPeer], *, address: str, local_as: int, hold_time: int = 90, trace: bool = False, extra: str = ""
 ) -> str:
-    """The whole bgpd.conf. Sessions are passive: the nodes connect; nothing is announced to them.
+    """The whole bgpd.conf. Sessions are passive unless peers are `active`; nothing is announced to them.
 
     A policy in each direction is what FRR asks for before it takes a path from eBGP (RFC 8212). FRR keeps the paths of
     a peer that restarts gracefully without being told, and logs End-of-RIB with or without `trace`.
@@ -59,7 +59,7 @@ def _peer_text(peer: TorPeer, address: str, hold_time: int) -> str:
         *([f"interface remote-as {peer.asn}"] if is_found else [f"remote-as {peer.asn}"]),
         f"description {peer.name}",
         *([] if is_found else [f"interface {zone}"] if zone else [f"update-source {peer.local or address}"]),
-        "passive",
+        "timers connect 1" if peer.active else "passive",
         f"timers {hold_time // 3} {hold_time}",
         *([f"password {peer.password}"] if peer.password else []),
         *(["ttl-security hops 1"] if peer.guarded else []),

@@ -68,6 +68,9 @@ class Stage:
         self.bgp = TOR_MAKES[make](self.tor, directory / "tor")
         self.password = PASSWORDS[make]
         self.t3 = replace(T3, password=self.password)
+        self.passive = [
+            replace(peer, passive=True, listen_port=179) for peer in (T1, replace(T2, password=self.password), self.t3)
+        ]
 
     def build(self, *, bfd: bool = False) -> None:
         self.node.create()
@@ -95,12 +98,13 @@ class Stage:
 
     def config(
         self, *, refused: str = "", guarded: bool = False, ipv6: bool = True, bfd: bool = False,
-        links: tuple[str, ...] = (), found: str = "", twin: bool = False,
+        links: tuple[str, ...] = (), found: str = "", twin: bool = False, active: bool = False,
     ) -> str:  # fmt: skip
         """The ToR's configuration; all paths of the peer named `refused` are refused.
 
         `guarded`: TTL security (GTSM); `bfd`: t1 and t2 are watched. Without `ipv6`, t1 has IPv4 unicast only.
         `twin`: t4, which has the router's address of t1. `links`: peers there, named as the links, with MD5.
+        `active`: the ToR opens the sessions, that of t2 with MD5, too.
         `found`: a link on which both sides find each other; BIRD only says that it is a router.
         """
         peers = [
@@ -114,9 +118,9 @@ class Stage:
         if found:
             address = found if self.make == "frr" else f"fe80::a{found[-1]}%{found}"
             peers.append(TorPeer(found, address, NODE_AS, local="fe80::1", extended=True))
-        peers = [replace(peer, accepts=peer.name != refused, guarded=guarded) for peer in peers]
+        peers = [replace(peer, accepts=peer.name != refused, guarded=guarded, active=active) for peer in peers]
         peers[0] = replace(peers[0], ipv6=ipv6, bfd=bfd)
-        peers[1] = replace(peers[1], bfd=bfd)
+        peers[1] = replace(peers[1], bfd=bfd, password=self.password if active else "")
         extra = RADV.format(found) if found and self.make == "bird" else ""
         return self.bgp.config_text(peers, address="10.9.0.2", local_as=TOR_AS, trace=True, extra=extra)
 

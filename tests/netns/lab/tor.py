@@ -43,11 +43,12 @@ class TorPeer:
     extended: bool = False  # True: IPv4 prefixes may have a next hop of IPv6 (RFC 8950)
     guarded: bool = False  # True: only what was sent with a TTL of 255 is taken (RFC 5082)
     bfd: bool = False  # True: watched by BFD, 50 ms x 3; paths go when it is down
+    active: bool = False  # True: the ToR opens the session; False: it waits for the node to do so
     accepts: bool = True  # False: the session stays up, all of the peer's paths are refused
 
 
 class TorDaemon(Protocol):
-    """A BGP daemon in the ToR's namespace. Peers are passive, nothing is announced to them, restarts are graceful."""
+    """A BGP daemon in the ToR's namespace. Nothing is announced to them, restarts are graceful."""
 
     @property
     def kernel_protocol(self) -> str:

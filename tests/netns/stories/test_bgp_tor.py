@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from bgp.plan import Observed, plan
 from bgp.rib import normal
 from bgp.routers import Routers
 from bgp.service import running_speaker, stop_speaker
+from bgp.speaker import Speaker
 from bgp.text import BFD_DOWN
 from routerd.agent.local import default_gateways, session_addresses
 from routerd.agent.rooms import WithRouters
@@ -33,6 +35,8 @@ from tests.netns.lab.lab import TOR_MAKES
 from tests.netns.lab.netns import entered
 from tests.netns.lab.stage import L1, L2, NODE_AS, T1, T2, T3, T4, TOR_AS, Stage, agent, desired, paths, states
 from tests.waiting import PATIENCE
+
+CAP_NET_BIND_SERVICE = 10  # <linux/capability.h>
 
 
 @pytest.fixture(params=TOR_MAKES)
@@ -236,12 +240,13 @@ async def test_md5(stage: Stage) -> None:
 
 
 @story
-async def test_the_speaker_has_no_capability(stage: Stage) -> None:
-    """So in all of these stories: it connects to its peers, so that no port below 1024 is its own, and TCP MD5 asks
-    for none.
+async def test_the_speaker_has_one_capability(stage: Stage) -> None:
+    """CAP_NET_BIND_SERVICE, for port 179 where a peer is to connect itself. So in all of these stories: TCP MD5 asks
+    for none, and where no peer is passive nothing listens.
     """
     status = Path(f"/proc/{stage.speaker_pid()}/status").read_text()
-    assert set(re.findall(r"^Cap(?:Prm|Eff|Bnd|Inh|Amb):\s+([0-9a-f]+)$", status, re.MULTILINE)) == {"0" * 16}
+    held = re.findall(r"^Cap(?:Prm|Eff|Bnd|Inh|Amb):\s+([0-9a-f]+)$", status, re.MULTILINE)
+    assert {int(each, 16) for each in held} <= {0, 1 << CAP_NET_BIND_SERVICE}
     async with agent(stage) as speaker:
         speaker.set(desired((T1, paths("192.0.2.1/32")), (T2, paths("2001:db8::1/128")), (stage.t3, [])))
         await stage.until(lambda: states(speaker) == {"up"}, "sessions of both families, with MD5 and without")
@@ -528,6 +533,70 @@ async def test_an_edit_does_not_wait_for_a_session_that_a_silent_router_keeps_op
             speaker.set(desired((replace(T1, hold_time=hold), [])))
             await stage.until(lambda hold=hold: holds[-1:] == [hold], f"an OPEN with a hold time of {hold} s")
     assert holds == [90, 30, 9, 12]
+
+
+@story
+async def test_a_router_opens_the_sessions(stage: Stage) -> None:
+    """Passive peers of both families, with MD5 and without: what happens to one of them, the others do not see."""
+    first, second, third = stage.passive
+    twin = replace(first, local_address=T4.local_address)  # of an address that the node has not yet
+    v4, v6 = paths("192.0.2.1/32"), paths("2001:db8::1/128")
+    wrong = replace(third, password="wrong")
+    async with agent(stage) as speaker:
+        speaker.set(desired((first, v4), (second, v6), (wrong, v4), (twin, v4)))
+        assert await speaker.settled(10)
+        waiting = "the router has not connected to 10.9.0.1 port 179 yet"
+        assert (speaker.peers[T1.key].state, speaker.peers[T1.key].last_reason) == ("connecting", waiting)
+        stage.bgp.kill()
+        stage.bgp.start(stage.config(active=True, twin=True))
+        await stage.until(lambda: stage.routes("t1") and stage.routes("t2"), "paths at the ToR")
+        assert speaker.peers[T3.key].state == "connecting"
+        stage.node.ip("addr add 10.9.0.4/24 dev eth0")
+        await stage.until(lambda: stage.routes("t4"), "the session with the address that has come")
+        speaker.set(desired((first, v4), (second, v6), (third, v4), (twin, v4)))
+        await stage.until(lambda: stage.routes("t3"), "the session with the right password")
+        established = stage.node.run(["ss", "-Htn", "state", "established"]).splitlines()
+        assert [line.split()[2].rpartition(":")[2] for line in established] == ["179"] * 4
+        assert all(status.flaps == 0 for status in speaker.peers.values())
+
+        stage.bgp.kill()
+        stage.bgp.start(stage.config(active=True, twin=True))
+        await stage.until(lambda: states(speaker) == {"up"} and stage.routes("t2"), "the sessions of the next ToR")
+        count = stage.bgp.established("t1")
+        speaker.set(desired((first, v4), (replace(second, hold_time=30), v6), (third, v4)))
+        await stage.until(lambda: not stage.routes("t4"), "withdrawn before the session closes")
+        await stage.until(lambda: stage.bgp.established("t2") > 2 and stage.routes("t2"), "another session of one")
+        assert stage.bgp.established("t1") == count
+        speaker.set(desired((T1, v4)))
+        assert await speaker.settled(5)
+        stage.bgp.kill()
+        stage.bgp.start(stage.config())
+        await stage.until(lambda: stage.routes("t1"), "a session of ours again")
+    listening = stage.node.run(["ss", "-Htln"]).splitlines()
+    assert [line for line in listening if ":179 " in line] == []
+
+
+@story
+async def test_a_router_that_lost_its_session_without_a_word_has_a_new_one_at_once(stage: Stage) -> None:
+    """It connects from another port while the old session seems to be up (RFC 4724, section 5)."""
+    passive = replace(T1, passive=True, listen_port=1790)
+    stage.bgp.kill()
+    restarts = bytes.fromhex("0204 4002 4078")  # parameter, capability 64 (RFC 4724, section 3): 120 s, no family
+    opened = message(1, struct.pack("!BHH4sB", 4, TOR_AS, 90, T1.address.packed, len(restarts)) + restarts)
+    async with agent(stage) as speaker:
+        speaker.set(desired((passive, paths("192.0.2.1/32"))))
+        assert await speaker.settled(10)
+        with contextlib.ExitStack() as stack:
+            for flaps in range(2):
+                router = stack.enter_context(closing(stage.tor.socket(socket.AF_INET, socket.SOCK_STREAM)))
+                router.bind(("10.9.0.2", 0))
+                router.connect(("10.9.0.1", 1790))
+                router.sendall(opened + message(4))
+                await stage.until(lambda flaps=flaps: state_and_flaps(speaker) == ("up", flaps), "a session")
+
+
+def state_and_flaps(speaker: Speaker) -> tuple[str, int]:
+    return speaker.peers[T1.key].state, speaker.peers[T1.key].flaps
 
 
 def message(kind: int, body: bytes = b"") -> bytes:

@@ -129,6 +129,8 @@ def test_a_password_is_carried_and_ends_nothing(password: str) -> None:
         ({"password": "é" * 41}, "Password"),
         ({"hold_time": 2}, "HoldTime"),
         ({"port": 0}, "Port"),
+        ({"passive": True}, "Port"),
+        ({"listen_port": 65536}, "Port"),
         ({"remote_as": 0}, "AsNumber"),
         ({"graceful_restart_time": 4096}, "RestartTime"),
         ({"families": ()}, "NoFamily"),
@@ -175,6 +177,8 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "remote_as": ({"remote_as": 1}, {}),
     "router_id": ({"router_id": IPv4Address("10.9.0.9")}, {}),
     "port": ({"port": 1791}, {}),
+    "passive": ({"passive": True}, {"listen_port": 179}),
+    "listen_port": ({"listen_port": 1790}, {}),
     "hold_time": ({"hold_time": 30}, {}),
     "password": ({"password": "other"}, {}),
     "graceful_restart_time": ({"graceful_restart_time": 60}, {}),
@@ -197,6 +201,15 @@ def test_whatever_of_a_session_changes_exabgp_begins_another_one(mended: None) -
         (other,) = loaded(conf.peers_text([replace(OTHER, **beside, **change)])).neighbors.values()
         assert one == again, name
         assert one != other or one.name() != other.name(), name
+
+
+def test_a_router_may_connect_to_several_addresses_of_the_node() -> None:
+    """Stock ExaBGP takes these for one peer."""
+    first = replace(PEER, passive=True, listen_port=179)
+    neighbors = loaded(conf.peers_text([first, replace(first, local_address=ip_address("10.9.0.4"))])).neighbors
+    assert [(n["passive"], n["listen"], str(n["local-address"])) for n in neighbors.values()] == [
+        (True, 179, "10.9.0.1"), (True, 179, "10.9.0.4"),
+    ]  # fmt: skip
 
 
 def test_nothing_shows_a_password() -> None:

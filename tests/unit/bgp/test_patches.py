@@ -129,19 +129,25 @@ def loaded_event_time() -> float:
 
 
 @pytest.mark.parametrize(
-    ("established", "generator", "resets"),
-    [(False, "an attempt", 1), (False, None, 0), (True, "a session", 0)],  # a session ends itself, and is told so
+    ("established", "generator", "passive", "resets"),
+    [
+        (False, "an attempt", False, 1),
+        (False, None, False, 0),
+        (False, None, True, 1),  # it would wait for its router
+        (True, "a session", False, 0),  # ends itself, and is told so
+    ],
 )
 def test_a_peer_that_is_configured_anew_does_not_wait_for_an_attempt(
-    established: bool, generator: str | None, resets: int
+    established: bool, generator: str | None, passive: bool, resets: int
 ) -> None:
     ended: list[str] = []
     peer = SimpleNamespace(
-        established=lambda: established, generator=generator, _reset=ended.append, _delay=Delay(), routerd_refused=5
-    )
+        established=lambda: established, generator=generator, _reset=ended.append, _delay=Delay(), routerd_refused=5,
+        neighbor={"passive": passive}, routerd_left_alone=7.0,
+    )  # fmt: skip
     patches._wait_longer(peer._delay)
     patches.begin_anew(lambda peer, neighbor: None)(peer, object())
-    assert (len(ended), peer.routerd_refused) == (resets, 0)
+    assert (len(ended), peer.routerd_refused, peer.routerd_left_alone) == (resets, 0, 0.0)
 
 
 def test_an_end_of_rib_of_a_session_that_ended_is_not_sent_in_the_next() -> None:
@@ -167,18 +173,29 @@ def waits(*peers: Any, scheduled: bool = False, milliseconds: int = 10) -> list[
     return list(patches.long_wait(lambda _, given: iter([given]))(reactor, milliseconds))
 
 
-def session(*, up: bool = True, queued: bool = False, stopping: bool = False, eor: str = "") -> Any:
-    outgoing = SimpleNamespace(pending=lambda: queued)
-    neighbor = SimpleNamespace(rib=SimpleNamespace(outgoing=outgoing), eor=[eor] if eor else [])
-    return SimpleNamespace(neighbor=neighbor, established=lambda: up, stopping=lambda: stopping)
+class Configured(dict[str, Any]):
+    """A neighbor of ExaBGP's, which is a dict with attributes."""
+
+
+def session(
+    *, up: bool = True, queued: bool = False, stopping: bool = False, eor: str = "", awaited: bool = False
+) -> Any:
+    neighbor = Configured(passive=awaited)
+    neighbor.rib = SimpleNamespace(outgoing=SimpleNamespace(pending=lambda: queued))  # type: ignore[attr-defined]
+    neighbor.eor = [eor] if eor else []  # type: ignore[attr-defined]
+    return SimpleNamespace(
+        neighbor=neighbor, established=lambda: up, stopping=lambda: stopping, proto=None if awaited else object()
+    )
 
 
 def test_a_loop_with_nothing_to_do_waits_for_input() -> None:
     assert waits(session(), session()) == waits() == [patches.IDLE]
+    assert waits(session(), session(up=False, awaited=True)) == [patches.IDLE]
 
 
 def test_a_loop_with_something_to_do_looks_as_often_as_stock() -> None:
-    busy = [session(up=False), session(queued=True), session(stopping=True), session(eor="ipv4 unicast")]
-    assert [waits(session(), peer) for peer in busy] == [[10]] * 4
+    busy = [session(up=False), session(queued=True), session(stopping=True), session(awaited=True, stopping=True)]
+    busy += [session(eor="ipv4 unicast")]
+    assert [waits(session(), peer) for peer in busy] == [[10]] * len(busy)
     assert waits(session(), scheduled=True) == [10]
     assert waits(session(), milliseconds=0) == [0]

@@ -113,8 +113,12 @@ def pool(addresses: str, rest: str = "") -> str:
          'parsing peer #1: "eth1; passive true" is no name of an interface (line 5, column 14)'),
         (peer("  source-interface: lo\n  source-address: 10.0.0.9\n"), "native",
          "parsing peer #1: a peer has either source-address or source-interface (line 5, column 21)"),
-        (peer("  passive: true\n"), "native",
-         "the node opens its sessions itself: let the router be passive (line 5, column 3)"),
+        (peer("  passive: true\n  peer-port: 1790\n"), "native",
+         "parsing peer #1: a passive peer connects from any port; listen-port says where to (line 6, column 14)"),
+        ("apiVersion: routerd.io/v1alpha1\n"
+         "peers: [{name: x, interface: eth1, my-asn: 1, peer-asn: 2, passive: true}]\n", "native",
+         "parsing peer #1: a router that is found on a link knows no address of the node: without it "
+         "(line 2, column 69)"),
         (peer("  role: {name: customer}\n"), "native", "BGP roles (RFC 9234) are not done (line 5, column 3)"),
         (peer("  template: rack\n"), "native",
          'parsing peer #1: there is no peer template "rack" (line 5, column 13)'),

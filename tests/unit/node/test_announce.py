@@ -417,9 +417,13 @@ def test_a_source_address_that_is_not_here_is_refused() -> None:
 
 
 def test_the_second_peer_of_one_address_is_refused() -> None:
-    result = sessions(Peer(TOR, 64512, 64512, name="one"), Peer(TOR, 65000, 64512, name="two"))
-    assert result.desired.peers[SESSION].remote_as == 64512
-    assert reasons(result) == {"peer/two": "DuplicatePeer"}
+    for passive in (False, True):  # a router that connects itself says only whose address it has
+        first, second = (
+            Peer(TOR, asn, 64512, name=name, passive=passive) for asn, name in ((64512, "one"), (1, "two"))
+        )
+        result = sessions(first, second)
+        assert result.desired.peers[SESSION].remote_as == 64512
+        assert reasons(result) == {"peer/two": "DuplicatePeer"}
 
 
 def test_one_peer_has_a_session_from_each_of_two_addresses_and_advertisements_tell_them_apart() -> None:

@@ -273,7 +273,7 @@ def policies(draw: st.DrawFn) -> EgressPolicy:
 
 
 WHOLE_PEER = Peer(
-    ip_address("10.0.0.1"), 64512, 64513, port=1179, source_address=ip_address("10.0.0.9"),
+    ip_address("10.0.0.1"), 64512, 64513, port=1179, listen_port=1790, source_address=ip_address("10.0.0.9"),
     router_id=IPv4Address("192.0.2.1"), hold_time=9, keepalive_time=3, password="0123\\\"'#\t", ebgp_multihop=True,
     graceful_restart_time=0, families=("IPv6",), ttl_security=3, max_prefixes=1000, gets=("egress",),
     node_selectors=(LabelSelector((("rack", "a"),), (Requirement("x", "Exists"),)), LabelSelector()), name="tor",
@@ -293,6 +293,11 @@ FOUND = (
     Peer(ip_address("::%eth2"), 1, 2, found="router", interface="eth2", name="b"),
     Peer(ip_address("0.0.0.0"), 1, 2, found="default-gateway", name="c"),
     Peer(ip_address("::"), 1, 2, found="default-gateway", interface="eth1", name="d", extended_next_hop=True),
+)
+PASSIVE = (
+    Peer(ip_address("10.0.3.1"), 1, 2, passive=True),
+    Peer(ip_address("10.0.3.2"), 1, 2, passive=True, listen_port=1790, name="e"),
+    Peer(ip_address("10.0.3.3"), 1, 2, listen_port=179),
 )
 BY_FILE = Peer(ip_address("10.0.2.1"), 1, 2, password_file="tor", gets=())  # which has no password beside it
 WHOLE_WAY = Advertisement(30, 120, 7, ("64512:1", "64512:1:2"), 0, 2, ("tor",), (LabelSelector((("rack", "a"),)),),
@@ -325,7 +330,7 @@ def test_a_reader_makes_the_same_of_a_manifest_again(found: AddressPool | Egress
 
 def test_a_bgp_configuration_that_says_all_is_read_the_same_again() -> None:
     said = LegacyConfig(
-        (WHOLE_PEER, *BFD_PEERS, BY_FILE, OVER_IPV6, *FOUND),
+        (WHOLE_PEER, *BFD_PEERS, BY_FILE, OVER_IPV6, *FOUND, *PASSIVE),
         (WHOLE_POOL, AddressPool("l2", (IPv4Network("198.51.100.0/24"),), "layer2", advertisements=())),
     )
     loaded = read_file(text_of(config_map_of("routerd", "x", "config", said)))
@@ -339,6 +344,7 @@ def test_a_bgp_configuration_that_says_all_is_read_the_same_again() -> None:
 ELSEWHERE = {
     Peer: {
         "origin", "bfd", "bfd_profile", "password_file", "extended_next_hop", "interface", "source_interface", "found",
+        "passive",
     },
     Advertisement: set(),
     AddressPool: {"origin", "protocol", "services", "gateways", "labels", "ranges"},

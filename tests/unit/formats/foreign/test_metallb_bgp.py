@@ -45,6 +45,17 @@ def test_all_that_a_session_has() -> None:
     )  # fmt: skip
 
 
+def test_a_passive_peer_opens_the_session_itself() -> None:
+    passive = Peer(ip_address("10.0.0.1"), 4200000000, 64513, passive=True, families=("IPv4",), name="tor")
+    assert read(SPEC + "  passiveMode: true\n") == (passive, [])
+    assert read(SPEC + "  passiveMode: false\n") == (replace(passive, passive=False), [])
+    unnumbered = SPEC.replace("peerAddress: 10.0.0.1", "interface: eth1") + "  passiveMode: true\n"
+    assert read(unnumbered) == (
+        None, ["BGPPeer/metallb-system/tor PeerNotSupported: f.yaml:8:16: spec.passiveMode: a router that is found on "
+               "a link knows no address of the node; the peer is not used"],
+    )  # fmt: skip
+
+
 def test_what_an_api_server_fills_in_is_nothing() -> None:
     peer, told = read(SPEC + '  passwordSecret: {}\n  vrf: ""\n  bfdProfile: ""\n  peerPort: 0\n  routerID: ""\n')
     assert peer is not None and peer.port == 179 and told == []
