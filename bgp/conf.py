@@ -16,7 +16,7 @@ from bgp.path import FAMILIES, SessionKey, SpeakerPeer
 from bgp.rib import PathRefusal
 
 # What a description says, each with a value, for which ExaBGP has no options (`bgp.inside.patches`, `bgp.relay`).
-IMPORT, KEEPALIVE, MAX_PREFIXES = "import", "keepalive", "max-prefixes"
+IMPORT, KEEPALIVE, MAX_PREFIXES, RETRY = "import", "keepalive", "max-prefixes", "connect-retry"
 RECEIVE = "        receive {\n            parsed;\n            open;\n            update;\n        }\n"
 MAX_PASSWORD = 80  # bytes: TCP_MD5SIG_MAXKEYLEN of Linux
 TTL = 255  # what a router asks for that has TTL security (GTSM, RFC 5082, section 3), and nobody minds
@@ -101,6 +101,7 @@ def _description(peer: SpeakerPeer) -> list[str]:
     """For the relay, and for `bgp.inside.patches`. Another one begins a new session, which tells everything again."""
     said = {
         IMPORT: ",".join(map(str, peer.imports)), KEEPALIVE: peer.keepalive_time, MAX_PREFIXES: peer.max_prefixes,
+        RETRY: peer.connect_retry,
     }  # fmt: skip
     words = " ".join(f"{word} {value}" for word, value in said.items() if value)
     return [f'description "{words}"'] if words else []

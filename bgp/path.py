@@ -102,6 +102,7 @@ class SpeakerPeer:
     port: int = 179
     passive: bool = False  # the peer connects to us, and never we to it
     listen_port: int = 0  # where it may do so, from any port of its own; 0 = nowhere
+    connect_retry: int = 0  # between attempts to connect, and for one, at most; 0 = as ever (`bgp.inside.patches`)
     hold_time: int = 90
     keepalive_time: int = 0  # between keepalives, at most; 0 = a third of the negotiated hold time
     password: str = field(default="", repr=False)  # TCP MD5 (RFC 2385)

@@ -322,6 +322,7 @@ class Peer:
     router_id: IPv4Address | None = None
     hold_time: int = 90  # 0 = timers off
     keepalive_time: int | None = None
+    connect_retry: int = 0  # between attempts to connect, and for one, at most; 0 = 5, and one takes what it takes
     password: str = field(default="", repr=False)
     password_file: str = ""  # the password is in this file of `bgp.password-dir`, on each node
     ebgp_multihop: bool = False  # as written; the TTL that we send with is large enough anyway

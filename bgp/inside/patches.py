@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from bgp.conf import KEEPALIVE, MAX_PREFIXES, asked_of
+from bgp.conf import KEEPALIVE, MAX_PREFIXES, RETRY, asked_of
 from bgp.inside.commands import Commands, track_sending
 from bgp.inside.leaving import CEASE, TOO_MANY_PREFIXES, farewell
 from bgp.inside.listening import Listener, take_anew
@@ -29,7 +29,7 @@ from bgp.inside.listening import Listener, take_anew
 TABLE = "OutgoingRIB"  # the class that holds a session's Adj-RIB-Out
 IDLE = 100  # milliseconds between two looks of the loop at sessions that are up, when nothing comes
 HOLD_OFF = 600.0  # seconds after a peer announced more prefixes than it may; an edit of the peer ends it
-CONNECT_RETRY = 5  # seconds; a ToR that comes back must not wait for us, who do not listen
+CONNECT_RETRY = 5  # seconds, where the peer says nothing; a ToR that comes back must not wait for us
 REFUSED_RETRY = 30.0  # seconds, the longest pause after a ToR ended a session, and for how long one must be up to count
 
 
@@ -98,6 +98,7 @@ def patches(run_dir: Path) -> list[Patch]:
         Patch(Delay, "increase", "9e348b6f1e113f0e", _wait_longer),
         Patch(Daemon, "drop_privileges", "a6091f186864fb54", _keep_privileges),
         Patch(Peer, "_main", "e5ea2fecea84afed", end_of_rib_of_this_session(Peer._main)),
+        Patch(Peer, "_connect", "d68e56f559cb3969", try_for_so_long(Peer._connect)),
         Patch(Peer, "_reset", "4f709dbfce076cda", back_off(Peer._reset)),
         Patch(Peer, "reestablish", "dfb1ac36c5615d53", begin_anew(Peer.reestablish)),
         Patch(Outgoing, "_setup", "52b32df410800231", no_minimum_yet(Outgoing._setup)),
@@ -234,6 +235,25 @@ def back_off(stock: Callable[..., Any]) -> Callable[..., Any]:
     return reset
 
 
+def try_for_so_long(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """An attempt to connect ends after the time that the peer's configuration asks for (ConnectRetryTime, RFC 4271,
+    section 8), if it asks: else it waits for the kernel's answer, two minutes where none comes.
+    """
+    from exabgp.reactor.network.error import NotConnected
+
+    def connect(peer: Any) -> Iterator[Any]:
+        asked, begun = asked_of(peer.neighbor["description"]).get(RETRY), time.monotonic()
+        peer._delay.routerd_longest = asked or CONNECT_RETRY
+        attempt = stock(peer)
+        for action in attempt:
+            if asked and time.monotonic() - begun >= asked:
+                attempt.close()
+                raise NotConnected(f"no answer within {asked} s")
+            yield action
+
+    return connect
+
+
 def begin_anew(stock: Callable[..., Any]) -> Callable[..., Any]:
     """A peer that is configured anew while its session is being opened begins at once, without a pause of before.
 
@@ -303,9 +323,11 @@ def _both_ends(reactor: Any, name: str) -> str:
 
 
 def _wait_longer(delay: Any) -> None:
-    """Waits 0, 1, 2 … up to CONNECT_RETRY seconds between attempts to connect; the stock limit is a minute."""
+    """Waits 0, 1, 2 … seconds between attempts to connect, up to what is asked for, or CONNECT_RETRY; stock ExaBGP
+    up to a minute.
+    """
     delay._time = time.monotonic() + delay._next
-    delay._next = min(delay._next + 1, CONNECT_RETRY)
+    delay._next = min(delay._next + 1, getattr(delay, "routerd_longest", CONNECT_RETRY))
 
 
 def _keep_privileges(daemon: Any) -> bool:

@@ -53,6 +53,7 @@ def session(
         port=BGP_PORT if peer.passive else peer.port,
         passive=peer.passive,
         listen_port=peer.listen_port or (BGP_PORT if peer.passive else 0),
+        connect_retry=0 if peer.passive else peer.connect_retry,
         hold_time=peer.hold_time,
         keepalive_time=_keepalive_time(peer),
         password=peer.password,

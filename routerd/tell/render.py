@@ -101,6 +101,7 @@ SESSION: Sentence[SpeakerPeer] = Sentence(
         Part("port", lambda peer: _if(f"port {peer.port}", peer.port != 179)),
         Part("passive", lambda peer: _if("passive", peer.passive)),
         Part("listen_port", lambda peer: _if(f"listens on {peer.listen_port}", peer.listen_port)),
+        Part("connect_retry", lambda peer: _if(f"connect-retry {peer.connect_retry}", peer.connect_retry)),
         Part("router_id hold_time", lambda peer: (f"router-id {peer.router_id} hold {peer.hold_time}",)),
         Part("keepalive_time", lambda peer: _if(f"keepalive {peer.keepalive_time}", peer.keepalive_time)),
         Part(

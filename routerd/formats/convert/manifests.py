@@ -247,6 +247,7 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
             "router-id": str(peer.router_id or ""),
             "hold-time": f"{peer.hold_time}s" if peer.hold_time != default.hold_time else None,
             "keepalive-time": f"{peer.keepalive_time}s" if peer.keepalive_time is not None else None,
+            "connect-retry": f"{peer.connect_retry}s" if peer.connect_retry and not peer.passive else None,
             "password": peer.password,
             "password-file": peer.password_file,
             "ebgp-multihop": peer.ebgp_multihop or None,

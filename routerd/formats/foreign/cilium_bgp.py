@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from bgp.path import WELL_KNOWN_COMMUNITIES, normal_communities
 from routerd.formats.document import Section, Value
+from routerd.formats.legacy_bgp.peers import MAX_CONNECT_RETRY
 from routerd.formats.meta import label_selector, read_meta
 from routerd.formats.native import read_community
 from routerd.model import AddressPool, Advertisement, Gets, IPFamily, Labels, Peer, Refusal
@@ -56,6 +57,7 @@ class PeerConfig:
     source_interface: str = ""
     hold_time: int = 90
     keepalive_time: int | None = None
+    connect_retry: int = 0
     ebgp_multihop: bool = False
     graceful_restart_time: int = 120
     families: tuple[tuple[IPFamily, LabelSelector | None], ...] = (("IPv4", None), ("IPv6", None))
@@ -142,6 +144,7 @@ def read_peer_config(value: Value) -> tuple[PeerConfig | None, tuple[Refusal, ..
         source_interface=transport.string("sourceInterface"),
         hold_time=hold_time,
         keepalive_time=keepalive if "keepAliveTimeSeconds" in timers.entries else None,
+        connect_retry=min(timers.integer("connectRetryTimeSeconds", 0, 2**31 - 1, 0), MAX_CONNECT_RETRY),
         ebgp_multihop=spec.integer("ebgpMultihop", 1, 255, 1) > 1,
         graceful_restart_time=restart.integer("restartTimeSeconds", 1, 4095, 120),
         families=_families(spec),
@@ -310,6 +313,7 @@ def _join(draft: _Draft, peer: Peer, config: PeerConfig, advertised: tuple[Adver
             source_interface=config.source_interface,
             hold_time=config.hold_time,
             keepalive_time=config.keepalive_time,
+            connect_retry=config.connect_retry,
             ebgp_multihop=config.ebgp_multihop,
             graceful_restart_time=config.graceful_restart_time,
             families=tuple(family for family in ("IPv4", "IPv6") if family in dict(config.families)),

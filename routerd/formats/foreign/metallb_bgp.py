@@ -14,7 +14,7 @@ from routerd.formats.document import Section, Value
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.legacy_bgp.bfd import PROFILE_INTERVAL
 from routerd.formats.legacy_bgp.golang import parse_duration, whole_seconds
-from routerd.formats.legacy_bgp.peers import INTERFACE, MAX_HOLD_TIME
+from routerd.formats.legacy_bgp.peers import INTERFACE, MAX_CONNECT_RETRY, MAX_HOLD_TIME
 from routerd.formats.meta import label_selector, read_meta
 from routerd.model import Bfd, BfdProfile, IPAddress, IPFamily, Peer, Refusal
 from routerd.refs import Ref
@@ -98,6 +98,9 @@ def _peer(name: str, value: Value, spec: Section) -> Peer:
     keepalive = _seconds(spec, "keepaliveTime", -1)
     if keepalive > hold_time:
         raise spec.require("keepaliveTime").error(f"found {keepalive} s, expected at most the hold time, {hold_time} s")
+    retry = _seconds(spec, "connectTime", 0)
+    if not ("connectTime" not in spec.entries or 1 <= retry <= MAX_CONNECT_RETRY):
+        raise spec.require("connectTime").error(f"found {retry} s, expected 1 to {MAX_CONNECT_RETRY} s")
     family: IPFamily = "IPv4" if address.version == 4 else "IPv6"
     has_both = found or spec.boolean("dualStackAddressFamily", False)
     return Peer(
@@ -110,6 +113,7 @@ def _peer(name: str, value: Value, spec: Section) -> Peer:
         router_id=router_id.ipv4() if router_id is not None else None,
         hold_time=hold_time,
         keepalive_time=keepalive if keepalive >= 0 else None,
+        connect_retry=retry,
         password=spec.string("password"),
         ebgp_multihop=spec.boolean("ebgpMultiHop", False),
         bfd_profile=spec.string("bfdProfile"),

@@ -31,6 +31,7 @@ DEFAULT_GATEWAYS: Mapping[str, IPAddress] = {
 }
 FAMILY_WORDS: Mapping[str, IPFamily] = {"ipv4": "IPv4", "ipv6": "IPv6"}
 INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
+MAX_CONNECT_RETRY = 65535  # seconds, as MetalLB has it
 MAX_RESTART_TIME = 4095  # seconds; 12 bits in the capability (RFC 4724, section 3)
 
 
@@ -63,6 +64,7 @@ class ParsedPeer:
     source_interface: str = ""
     password_file: str = ""
     export: tuple[ExportRule, ...] = ()
+    connect_retry: int = 0  # seconds
     passive: bool = False
     listen_port: int = 0
     keepalive_given: bool = field(default=False, compare=False)
@@ -161,6 +163,7 @@ def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> P
         source_interface=_source_interface(struct),
         password_file=_password_file(struct),
         export=read_export(struct, communities),
+        connect_retry=_connect_retry(struct),
         passive=_passive(struct, found),
         listen_port=struct.number("listen-port"),
         keepalive_given=bool(struct.text("keepalive-time")),
@@ -215,6 +218,18 @@ def _restart_time(struct: Struct) -> int:
     seconds = whole_seconds(_duration(place, text, "invalid graceful restart time"))
     if not 0 <= seconds <= MAX_RESTART_TIME:
         raise place.error(f"invalid graceful restart time {quote(text)}: must be from 0s to {MAX_RESTART_TIME}s")
+    return seconds
+
+
+def _connect_retry(struct: Struct) -> int:
+    text, place = struct.text("connect-retry"), struct.at("connect-retry")
+    if not text:
+        return 0
+    if struct.flag("passive"):
+        raise place.error("a passive peer connects itself: without connect-retry")
+    seconds = whole_seconds(_duration(place, text, "invalid connect retry time"))
+    if not 1 <= seconds <= MAX_CONNECT_RETRY:
+        raise place.error(f"invalid connect retry time {quote(text)}: must be from 1s to {MAX_CONNECT_RETRY}s")
     return seconds
 
 
@@ -355,6 +370,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         source_interface=peer.source_interface,
         password_file=peer.password_file,
         export=peer.export,
+        connect_retry=peer.connect_retry,
         passive=peer.passive,
         listen_port=peer.listen_port,
         node_selectors=peer.selectors,

@@ -61,13 +61,13 @@ _PEER_NATIVE: dict[str, GoType] = {
     "interface": STRING,
     "source-interface": STRING,
     "export": GoList(GoStruct("config.exportRule", _EXPORT)),
+    "connect-retry": STRING,
     "passive": BOOL,
     "listen-port": UINT16,
     "bfd": GoStruct("config.bfd", _BFD),
 }
 
 NOT_DONE = {  # ExaBGP 5.0.15 has nothing of it, or we do not use it
-    "connect-retry": "a router that is away is tried again after 1 to 5 s: leave the key out",
     "long-lived-graceful-restart": "long-lived graceful restart (RFC 9494) is not done; see graceful-restart-time",
     "role": "BGP roles (RFC 9234) are not done",
     "tcp-ao": "TCP-AO (RFC 5925) is not done: password-file is for TCP MD5, and ttl-security keeps far ones away",

@@ -179,6 +179,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "port": ({"port": 1791}, {}),
     "passive": ({"passive": True}, {"listen_port": 179}),
     "listen_port": ({"listen_port": 1790}, {}),
+    "connect_retry": ({"connect_retry": 30}, {}),
     "hold_time": ({"hold_time": 30}, {}),
     "password": ({"password": "other"}, {}),
     "graceful_restart_time": ({"graceful_restart_time": 60}, {}),

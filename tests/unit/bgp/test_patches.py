@@ -79,6 +79,43 @@ def test_keepalives_are_sent_as_often_as_asked_and_never_less_often(description:
     assert keepalives.send_timer.keepalive == seconds
 
 
+@pytest.mark.parametrize(("description", "longest"), [("", 5), ("connect-retry 7", 7), ("connect-retry 2", 2)])
+def test_pauses_between_attempts_grow_to_what_is_asked_for(description: str, longest: int) -> None:
+    peer = SimpleNamespace(neighbor={"description": description}, _delay=Delay())
+    assert list(patches.try_for_so_long(lambda peer: iter(()))(peer)) == []
+    found = []
+    for _ in range(9):
+        patches._wait_longer(peer._delay)
+        found.append(round(peer._delay._time - time.monotonic()))
+    assert found == [min(each, longest) for each in range(9)]
+
+
+@pytest.mark.parametrize(("description", "ends"), [("connect-retry 1", True), ("", False)])
+def test_an_attempt_without_an_answer_ends_where_that_is_asked(
+    monkeypatch: pytest.MonkeyPatch, description: str, ends: bool
+) -> None:
+    now, ended = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def waiting(peer: Any) -> Iterator[int]:
+        try:
+            while True:
+                yield 2
+        finally:
+            ended.append(now[0])
+
+    peer = SimpleNamespace(neighbor={"description": description}, _delay=SimpleNamespace())
+    attempt = patches.try_for_so_long(waiting)(peer)
+    assert next(attempt) == 2
+    now[0] = 1.0
+    if ends:
+        with pytest.raises(NetworkError, match="no answer within 1 s"):
+            next(attempt)
+    else:
+        assert next(attempt) == 2
+    assert ended == [1.0] * ends
+
+
 REFUSED, TEARDOWN, BROKEN = Notification(6, 4), Notify(6, 3), NetworkError("reset by peer")
 
 

@@ -113,6 +113,10 @@ def pool(addresses: str, rest: str = "") -> str:
          'parsing peer #1: "eth1; passive true" is no name of an interface (line 5, column 14)'),
         (peer("  source-interface: lo\n  source-address: 10.0.0.9\n"), "native",
          "parsing peer #1: a peer has either source-address or source-interface (line 5, column 21)"),
+        (peer("  connect-retry: 0s\n"), "native",
+         'parsing peer #1: invalid connect retry time "0s": must be from 1s to 65535s (line 5, column 18)'),
+        (peer("  connect-retry: 9s\n  passive: true\n"), "native",
+         "parsing peer #1: a passive peer connects itself: without connect-retry (line 5, column 18)"),
         (peer("  passive: true\n  peer-port: 1790\n"), "native",
          "parsing peer #1: a passive peer connects from any port; listen-port says where to (line 6, column 14)"),
         ("apiVersion: routerd.io/v1alpha1\n"

@@ -68,8 +68,8 @@ KINDS = {
         lambda peer: of_bgp(replace(BGP, peers={SESSION_KEY: peer})),
         {
             "address": OTHER, "local_address": OTHER, "local_as": 1, "remote_as": 1, "router_id": OTHER, "port": 1790,
-            "passive": True, "listen_port": 179, "hold_time": 0, "password": "x", "graceful_restart_time": 0,
-            "min_ttl": 255,
+            "passive": True, "listen_port": 179, "connect_retry": 9, "hold_time": 0, "password": "x",
+            "graceful_restart_time": 0, "min_ttl": 255,
             "imports": (ip_network("10.244.0.0/16"),),
             "extended_next_hop": True, "interface": "eth1", "keepalive_time": 3, "max_prefixes": 1000,
             "families": ("ipv6 unicast",), "description": "tor",

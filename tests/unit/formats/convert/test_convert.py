@@ -273,7 +273,8 @@ def policies(draw: st.DrawFn) -> EgressPolicy:
 
 
 WHOLE_PEER = Peer(
-    ip_address("10.0.0.1"), 64512, 64513, port=1179, listen_port=1790, source_address=ip_address("10.0.0.9"),
+    ip_address("10.0.0.1"), 64512, 64513, port=1179, listen_port=1790, connect_retry=9,
+    source_address=ip_address("10.0.0.9"),
     router_id=IPv4Address("192.0.2.1"), hold_time=9, keepalive_time=3, password="0123\\\"'#\t", ebgp_multihop=True,
     graceful_restart_time=0, families=("IPv6",), ttl_security=3, max_prefixes=1000, gets=("egress",),
     node_selectors=(LabelSelector((("rack", "a"),), (Requirement("x", "Exists"),)), LabelSelector()), name="tor",

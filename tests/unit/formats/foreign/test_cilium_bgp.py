@@ -75,7 +75,7 @@ def peer_of(*texts: str) -> Peer:
 def test_a_peer_is_as_all_three_say() -> None:
     assert peer_of(CLUSTER, CONFIG, ADVERTISEMENT) == Peer(
         ip_address("10.0.0.1"), 64513, 64512, port=1179, source_interface="lo", hold_time=9, keepalive_time=3,
-        ebgp_multihop=True, graceful_restart_time=15, families=("IPv4",), gets=("egress",),
+        connect_retry=12, ebgp_multihop=True, graceful_restart_time=15, families=("IPv4",), gets=("egress",),
         node_selectors=(LabelSelector((("rack", "a"),)),), name="racks/main/tor",
     )  # fmt: skip
 

@@ -32,14 +32,16 @@ def test_a_peer_that_says_little_has_metallb_s_defaults() -> None:
 
 def test_all_that_a_session_has() -> None:
     peer, told = read(
-        SPEC + "  peerPort: 1179\n  sourceAddress: 10.0.0.9\n  routerID: 192.0.2.1\n  holdTime: 1m0.9s\n"
+        SPEC
+        + "  peerPort: 1179\n  sourceAddress: 10.0.0.9\n  routerID: 192.0.2.1\n  holdTime: 1m0.9s\n  connectTime: 10s\n"
         '  keepaliveTime: 20s\n  password: "0123"\n  ebgpMultiHop: true\n  dualStackAddressFamily: true\n'
         "  nodeSelectors: [{matchLabels: {rack: a}}, {matchExpressions: [{key: rack, operator: Exists}]}]\n"
     )
     assert told == []
     assert peer == Peer(
         ip_address("10.0.0.1"), 4200000000, 64513, port=1179, source_address=ip_address("10.0.0.9"),
-        router_id=IPv4Address("192.0.2.1"), hold_time=60, keepalive_time=20, password="0123", ebgp_multihop=True,
+        router_id=IPv4Address("192.0.2.1"), hold_time=60, keepalive_time=20, connect_retry=10, password="0123",
+        ebgp_multihop=True,
         node_selectors=(LabelSelector((("rack", "a"),)), LabelSelector((), (Requirement("rack", "Exists"),))),
         name="tor",
     )  # fmt: skip
@@ -146,6 +148,7 @@ def test_a_profile_has_metallb_s_bounds(key: str) -> None:
         ("  myASN: 64513\n", "", 'the key "myASN" is missing'),
         ("64513\n", "64513\n  holdTime: 2s\n", "found 2 s, expected 0 or 3 to 65535 s"),
         ("64513\n", "64513\n  holdTime: 20\n", "missing unit in duration"),
+        ("64513\n", "64513\n  connectTime: 0s\n", "found 0 s, expected 1 to 65535 s"),
         ("64513\n", "64513\n  keepaliveTime: 91s\n", "found 91 s, expected at most the hold time, 90 s"),
         ("64513\n", "64513\n  routerID: '::1'\n", "expected an IPv4 address"),
     ],
