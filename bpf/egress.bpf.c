@@ -251,8 +251,11 @@ static __always_inline int leave_host(struct __sk_buff *skb, const struct settin
 SEC("tc")
 int to_uplink(struct __sk_buff *skb)
 {
-	struct settings *config = read_settings();
+	struct settings *config;
 
+	if (!skb->mark) /* nearly all that leaves, what is established among it */
+		return NEXT;
+	config = read_settings();
 	return conclude(skb, config, leave_host(skb, config));
 }
 

@@ -19,7 +19,7 @@ from tests.bench.report import Row, compiled, forget, machine, spread, write
 MODES = {  # -> what it is compared with
     "plain": "plain", "nft": "plain", "routerd_direct": "plain",
     "plain_vxlan": "plain_vxlan", "nft_vxlan": "plain_vxlan", "routerd_vxlan": "plain_vxlan",
-    "routerd_device": "plain_vxlan",
+    "routerd_device": "plain_vxlan", "routerd_forward": "routerd_vxlan",
 }  # fmt: skip
 FIGURES = ("out_ns", "back_ns", "connection_ns")
 
@@ -37,7 +37,7 @@ def row(site: Site, batch: int, figures: Sequence[int]) -> Row:
 
 
 def say(rows: Sequence[Row], mode: str, netfilter: bool) -> None:
-    """First quartiles, as others on the machine only add, and how they differ from those without translation."""
+    """First quartiles, as others on the machine only add, and how they differ from those of the other mode."""
     print(f"{mode:<14} {'beside other rules' if netfilter else 'alone':<18}", end="")
     for figure in FIGURES:
         value, plain = (
