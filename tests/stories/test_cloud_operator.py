@@ -25,9 +25,10 @@ from tests.models.cloud.core import Cloud
 from tests.models.cloud.ec2_front import EC2_FRONT
 from tests.models.cloud.front import Front
 from tests.models.many import parse_allocations
-from tests.waiting import wait
+from tests.waiting import PATIENCE, wait
 
 REPOSITORY = Path(__file__).parents[2]
+STARTED = 240.0  # seconds: on a busy machine an SDK's import takes 25 alone, and an interpreter's start 18
 CLUSTER = """\
 apiVersion: v1
 kind: Node
@@ -106,12 +107,13 @@ def operator(config: Path, provider: Provider, endpoint: str) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def shown(config: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "routerd.cli.main", "show", "cloud", "-o", "json", "--config", str(config)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
 
@@ -132,7 +134,7 @@ def test_an_egress_ip_finds_its_gateway_and_pods_their_addresses(tmp_path: Path,
     with provider.served(cloud) as endpoint:
         config = write(tmp_path, provider, endpoint)
         with operator(config, provider, endpoint):
-            assert wait(gateways, "the group has a gateway") == ("gw1",)
+            assert wait(gateways, "the group has a gateway", timeout=STARTED) == ("gw1",)
             (row,) = shown(config)
             assert (row["instance"], row["node"], row["egress_ips"]) == (provider.instance, "gw1", "10.0.0.200")
             assert row["waiting"] == 2
