@@ -10,7 +10,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, ip_network
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,7 @@ from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
+from cloud.egress import Wanted
 from cloud.model import INSTANCE_TAG
 from cloud.need import Watermarks
 from cloud.providers import arm
@@ -34,6 +35,7 @@ from tests.models.virtual_time import VirtualLoop
 SHM = "/dev/shm" if Path("/dev/shm").is_dir() else None  # agents write often
 LATE = (*[0] * 9, 1, 4, 15)  # words by which nodes and operator hear of each other late
 FAULTS = ("before", "after", "throttled", "internal", "internal-done")
+EGRESS = (IPv4Address("10.0.0.120"), IPv4Address("10.0.0.121"))  # of one group
 LATEST = 55.0  # seconds by which looks are late at most
 FRONTS = {"aws": EC2_FRONT, "alibaba": ALIBABA_FRONT, "azure": AZURE_FRONT}
 
@@ -78,6 +80,8 @@ class Life:
         "cut",
         "kill",
         "again",
+        "gateways",
+        "gateways",
         "come",
         "go",
         "stop",
@@ -151,6 +155,10 @@ class Life:
         if len(self.world.nodes) > 1:
             self.world.cloud.terminate(name)
             del self.world.nodes[name]
+            self.world.wanted = tuple(
+                replace(each, candidates=tuple(one for one in each.candidates if one != name))
+                for each in self.world.wanted
+            )
         assert isinstance(node, DeskNode)
         return node.name
 
@@ -160,6 +168,12 @@ class Life:
         if all(node.name != name for node in self.world.nodes.values() if isinstance(node, DeskNode)):
             assert count < 4
             self._add(name)
+
+    def _gateways(self) -> None:
+        """Another order of a policy's gateways, none of them, or no policy."""
+        names, count = sorted(self.world.nodes), self.choose(range(len(self.world.nodes) + 1))
+        order = [names.pop(names.index(self.choose(names))) for _ in range(count)]
+        self.world.wanted = self.choose(((Wanted(EGRESS, tuple(order)),),) * 3 + ((),))
 
     def _stop(self) -> None:
         self.world.cloud.set_state(self.choose(sorted(self.world.nodes)), "stopped")
@@ -192,6 +206,14 @@ class Life:
             mine = owners.get(name, [])
             wrong = {each for each in node.addresses() if not any(each in network for network in mine)} - self.stolen
             assert not wrong, f"{name}: pods have {wrong}, which the cloud gives to others or to nobody"
+        assert not pods.keys() & set(EGRESS), "a pod has an egress IP"
+        for address in EGRESS:
+            assert len(self._holders(address)) <= 1, f"{address} is on several: {self._holders(address)}"
+
+    def _holders(self, address: IPv4Address) -> list[str]:
+        """Instances that have it, as the cloud has it."""
+        having = (each for each in self.world.cloud.enis.values() if address in each.addresses)
+        return [each.attachment.instance if each.attachment else "" for each in having]
 
     def _owners(self) -> dict[str, list[Any]]:
         """Networks for pods by instance, as the cloud has them."""
@@ -217,6 +239,18 @@ class Life:
         for eni in world.cloud.enis.values():
             assert eni.attachment is not None or eni.tags[INSTANCE_TAG] in world.nodes, f"{eni.id} is left behind"
         assert set(world.holdings) <= set(world.nodes)
+        self._calm_egress()
+
+    def _calm_egress(self) -> None:
+        """Each is with a gateway that takes it, if there is one, on record and in the cloud."""
+        world = self.world
+        wanted = {address: each.candidates for each in world.wanted for address in each.addresses}
+        assert set(world.seats) == set(wanted)
+        for address in EGRESS:
+            (holder,) = self._holders(address) or [""]
+            able = [name for name in wanted.get(address, ()) if not names.is_in_set(name)]
+            assert holder == (world.seats[address].instance if address in wanted else ""), (address, holder)
+            assert holder in able or not able, f"{address} is with {holder!r}, and should be with one of {able}"
 
 
 def seeded(seed: int, steps: int, *, prefixes: bool, provider: str = "aws") -> Life:
