@@ -16,14 +16,16 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from routerd.serve.api import agent_socket, ask
 from tests.netns.lab import cluster
 from tests.netns.lab.cni import PluginError, Runtime, main_plugin, own
+from tests.netns.lab.frames import mac_of
 from tests.netns.lab.hosts import PodHost
 from tests.netns.lab.lab import FW_ADDRESS
 from tests.netns.lab.netns import run
 from tests.netns.stories.story import EGRESS_IP, TWO_GATEWAYS, Story, write_manifests
 
-SUBNETS = {"bridge": "10.244.3.128/26", "ptp": "10.244.3.192/26"}
+SUBNETS = {"macvlan": "10.244.3.64/26", "bridge": "10.244.3.128/26", "ptp": "10.244.3.192/26"}
 SELECTED, PLAIN = {"app": "snat-pod"}, {"app": "plain"}
 OUTSIDE = "10.250.0.5"  # of the node's pod CIDRs
 
@@ -82,7 +84,7 @@ class Pods:
         return sum(seen[pair] - self.before[label][pair] for label, pair in pairs)
 
 
-@pytest.fixture(params=SUBNETS)
+@pytest.fixture(params=("bridge", "ptp"))
 def pods(request: pytest.FixtureRequest, story: Story) -> Iterator[Pods]:
     made = Pods(story, request.param)
     yield made
@@ -134,6 +136,24 @@ def test_a_pod_that_took_an_address_before_its_owner_came_keeps_nobody_from_star
     for pod in (owner, squatter):
         pods.runtime.delete(pod)
     assert pods.leaks() == 0
+
+
+def test_a_selected_pod_on_macvlan_starts_once_it_is_kept_back_beneath(story: Story) -> None:
+    """With its own address and with one that it takes, from its first packet on."""
+    pods = Pods(story, "macvlan")
+    pod = pods.scheduled("past", SELECTED)
+    pods.start(pod)
+    hop = mac_of(story.lab.tor, "worker").hex(":")
+    pod.ip(f"neigh replace 10.244.3.65 lladdr {hop} dev eth0", f"addr add {OUTSIDE}/32 dev eth0")
+    for source in (pod.address, OUTSIDE):
+        with pod.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind((source, 0))
+            sender.sendto(b"mine", (FW_ADDRESS, 53))
+    run_dir = story.lab.node("worker").directory / "run"
+    drops = lambda: ask(agent_socket(run_dir), {"get": "status"})["egress"]["drops"]  # noqa: E731
+    story.lab.wait(lambda: drops().get("unhooked") == 2, "both are dropped")
+    assert not {source for source, _ in pods.seen()} & {pod.address, OUTSIDE}
+    pods.runtime.delete(pod)
 
 
 def test_no_pod_starts_while_the_agent_is_away(story: Story) -> None:

@@ -33,7 +33,7 @@ class PluginError(Exception):
 
 
 def main_plugin(kind: str, subnet: str, directory: Path) -> Json:
-    """`bridge` or `ptp`, with addresses of `subnet`."""
+    """`bridge`, `ptp` or `macvlan` on eth0, with addresses of `subnet`."""
     ipam = {
         "type": "host-local",
         "dataDir": str(directory / "addresses"),
@@ -49,7 +49,8 @@ def delegating_plugin(kind: str, run_dir: Path) -> Json:
 
 
 def _main(kind: str, ipam: Json) -> Json:
-    return {"type": kind, "ipam": ipam, **({"bridge": "cni1", "isGateway": True} if kind == "bridge" else {})}
+    more = {"bridge": {"bridge": "cni1", "isGateway": True}, "macvlan": {"master": "eth0"}}
+    return {"type": kind, "ipam": ipam, **more.get(kind, {})}
 
 
 @dataclass(slots=True)

@@ -43,9 +43,11 @@ mount --bind "$2" "$2" && mount -o "remount,bind,$3" "$2" && shift 3 && exec "$@
 
 
 def in_node(command: Sequence[str], bpffs: Path, manifests: Path, *, read_only: bool) -> list[str]:
-    """`command` with the mounts of a node around it; to be run in the node's network namespace."""
+    """`command` with the mounts of a node around it; to be run in the node's network namespace. Network namespaces that
+    are made later are seen, as by a container of `configs/deploy`.
+    """
     mode = "ro" if read_only else "rw"
-    shell = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _MOUNTS, "sh"]
+    shell = ["unshare", "--mount", "--propagation", "slave", "sh", "-euc", _MOUNTS, "sh"]
     return [*shell, str(bpffs), str(manifests), mode, *command]
 
 
