@@ -1,4 +1,4 @@
-"""Routes of ours to other nodes' pods, in a kernel table of their own.
+"""Routes of ours, in kernel tables of their own: to other nodes' pods, and blackholes for what a node announces.
 
 Values, a pure plan and the kernel. It knows no pod, no store and no BGP, and no other room.
 """

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
+from fib import blackholes
+from fib.blackholes import PutVerdicts, RemoveVerdicts, Verdict
 from fib.plan import (
     PROTOCOL,
     TABLE,
@@ -39,8 +41,11 @@ NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 IFINFO, ROUTE, NEXT_HOP, RULE, U32 = (struct.Struct(form) for form in ("=BxHiII", "=8BI", "=HBBi", "=8BI", "=I"))
 IFLA_IFNAME = 3
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA, RTA_NH_ID = 1, 4, 5, 9, 15, 18, 30
-FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL = 6, 15, 21
+FRA_IIFNAME, FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL = 3, 6, 15, 21
 TABLE_MAIN, RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE, RTN_UNICAST, FR_ACT_TO_TBL = 254, 0, 255, 1, 1
+FIB_RULE_INVERT, LOOPBACK = 0x2, b"lo\0"  # the kernel looks up routes of what the host sends as coming in by it
+KINDS: Mapping[Verdict, int] = {"blackhole": 6, "throw": 9}  # RTN_BLACKHOLE, RTN_THROW
+VERDICTS = {kind: verdict for verdict, kind in KINDS.items()}
 ARPHRD_ETHER, IFF_UP, IFF_LOOPBACK, IFF_NOARP, IFF_LOWER_UP = 1, 0x1, 0x8, 0x80, 0x10000
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 VERSIONS = {family: version for version, family in FAMILIES.items()}
@@ -61,14 +66,19 @@ def observe(desired: Desired) -> Observed:
         ours = (each for each in _routes(route, TABLE) if each.protocol == PROTOCOL)
         routes = {each.prefix: frozenset(_hops(each.values)) for each in ours}
         rules = frozenset(_rules(route))
+        verdicts = {
+            each.prefix: VERDICTS[each.kind]
+            for each in _routes(route, blackholes.TABLE)
+            if each.protocol == PROTOCOL and each.kind in VERDICTS
+        }
         if desired == Desired():
-            return Observed(routes, rules)
+            return Observed(routes, rules, verdicts=verdicts)
         main: dict[IPNetwork, int] = {}
         for each in _routes(route, TABLE_MAIN):  # of those to one prefix the one that counts comes first
             main.setdefault(each.prefix, _link(each))
         links = [*_links(route)]
         dark = frozenset(ifindex for ifindex, _, has_carrier in links if not has_carrier)
-        return Observed(routes, rules, main, {ifindex: name for ifindex, name, _ in links}, dark)
+        return Observed(routes, rules, main, {ifindex: name for ifindex, name, _ in links}, dark, verdicts)
 
 
 def _routes(route: NetlinkSocket, table: int) -> Iterator[Route]:
@@ -127,10 +137,10 @@ def _rules(route: NetlinkSocket) -> Iterator[Rule]:
                 raise
             continue
         for answer in answers:
-            values = attributes(answer, RULE.size)
+            values, flags = attributes(answer, RULE.size), RULE.unpack_from(answer)[-1]
             if values.get(FRA_PROTOCOL) == OUR_PROTOCOL:
                 priority, table = (U32.unpack(values.get(kind, bytes(4)))[0] for kind in (FRA_PRIORITY, FRA_TABLE))
-                yield Rule(version, priority, table)
+                yield Rule(version, priority, table, FRA_IIFNAME in values and bool(flags & FIB_RULE_INVERT))
 
 
 def _links(route: NetlinkSocket) -> Iterator[tuple[int, str, bool]]:
@@ -151,7 +161,14 @@ def apply(action: Action) -> None:
         case Put():
             _change(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, {p: _put(p, hops) for p, hops in action.routes.items()})
         case Remove():
-            _change(RTM_DELROUTE, 0, {prefix: _removed(prefix) for prefix in action.prefixes}, GONE)
+            _change(RTM_DELROUTE, 0, {prefix: _removed(prefix, TABLE) for prefix in action.prefixes}, GONE)
+        case PutVerdicts():
+            ordered = sorted(action.verdicts.items(), key=lambda each: each[1], reverse=True)  # "throw" first
+            bodies = {prefix: _about(prefix, RT_SCOPE_UNIVERSE, KINDS[v], blackholes.TABLE) for prefix, v in ordered}
+            _change(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, bodies)
+        case RemoveVerdicts():
+            gone = {prefix: _removed(prefix, blackholes.TABLE) for prefix in action.prefixes}
+            _change(RTM_DELROUTE, 0, gone, GONE)
         case AddRule():
             _change(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, {action.rule: _rule(action.rule)}, (errno.EEXIST,))
         case DeleteRule():
@@ -170,13 +187,13 @@ def _change(
         raise OSError(code, f"{len(bad)} of {len(bodies)}, {list(bodies)[place]} first: {os.strerror(code)}")
 
 
-def _about(prefix: IPNetwork, scope: int, kind: int) -> bytes:
+def _about(prefix: IPNetwork, scope: int, kind: int, table: int) -> bytes:
     head = ROUTE.pack(FAMILIES[prefix.version], prefix.prefixlen, 0, 0, 0, PROTOCOL, scope, kind, 0)
-    return head + attribute(RTA_TABLE, U32.pack(TABLE)) + attribute(RTA_DST, prefix.network_address.packed)
+    return head + attribute(RTA_TABLE, U32.pack(table)) + attribute(RTA_DST, prefix.network_address.packed)
 
 
 def _put(prefix: IPNetwork, hops: Hops) -> bytes:
-    head = _about(prefix, RT_SCOPE_UNIVERSE, RTN_UNICAST)
+    head = _about(prefix, RT_SCOPE_UNIVERSE, RTN_UNICAST, TABLE)
     if len(hops) == 1:
         (hop,) = hops
         return head + attribute(RTA_GATEWAY, hop.address.packed) + attribute(RTA_OIF, U32.pack(hop.ifindex))
@@ -188,11 +205,12 @@ def _next_hop(hop: Hop) -> bytes:
     return NEXT_HOP.pack(NEXT_HOP.size + len(gateway), 0, 0, hop.ifindex) + gateway
 
 
-def _removed(prefix: IPNetwork) -> bytes:
-    return _about(prefix, RT_SCOPE_NOWHERE, 0)
+def _removed(prefix: IPNetwork, table: int) -> bytes:
+    return _about(prefix, RT_SCOPE_NOWHERE, 0, table)
 
 
 def _rule(rule: Rule) -> bytes:
     numbers = ((FRA_PRIORITY, rule.priority), (FRA_TABLE, rule.table))
-    head = RULE.pack(FAMILIES[rule.version], *bytes(6), FR_ACT_TO_TBL, 0)
+    head = RULE.pack(FAMILIES[rule.version], *bytes(6), FR_ACT_TO_TBL, FIB_RULE_INVERT if rule.received else 0)
+    head += attribute(FRA_IIFNAME, LOOPBACK) if rule.received else b""
     return head + b"".join(attribute(kind, U32.pack(n)) for kind, n in numbers) + attribute(FRA_PROTOCOL, OUR_PROTOCOL)

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from itertools import islice
 from typing import Literal, NamedTuple
 
+from fib import blackholes
+from fib.blackholes import PutVerdicts, RemoveVerdicts, Verdict, named
 from fib.spans import Spans
 
 IPAddress = IPv4Address | IPv6Address
@@ -22,7 +23,6 @@ IPNetwork = IPv4Network | IPv6Network
 TABLE = 203  # rt_tables of iproute2 names none of this number
 PROTOCOL = 204  # of routes and rules; free in iproute2's rt_protos
 PRIORITY = 32_765  # of the rule: the last before that of main, so that of equal number those of others come first
-AHEAD = 3  # prefixes that a line names
 ROOM = "NativeRouting"  # the object of what is told
 
 
@@ -41,10 +41,13 @@ class Desired:
     """Addresses of each prefix's node, the preferred first: one on each device is used, and flows are spread over
     these. `learnt`: next hops of a prefix that others told, for one to whose node no link leads; flows are spread over
     all of them. None = what they tell is not known yet: what is in the table stays beside `routes`.
+
+    `aggregates`: what this node announces as a whole (see `fib.blackholes`); None = not known.
     """
 
     routes: Mapping[IPNetwork, tuple[IPAddress, ...]] = field(default_factory=dict)
     learnt: Mapping[IPNetwork, tuple[IPAddress, ...]] | None = field(default_factory=dict)
+    aggregates: frozenset[IPNetwork] | None = frozenset()
 
     @property
     def prefixes(self) -> frozenset[IPNetwork]:
@@ -52,14 +55,20 @@ class Desired:
 
 
 class Rule(NamedTuple):
-    """Whoever has it, by its protocol it is ours."""
+    """Whoever has it, by its protocol it is ours. `received`: not for what the host itself sends."""
 
     version: int
     priority: int = PRIORITY
     table: int = TABLE
+    received: bool = False
 
     def __str__(self) -> str:
-        return f"IPv{self.version} rule {self.priority} to table {self.table}"
+        what = " of what is received" if self.received else ""
+        return f"IPv{self.version} rule {self.priority} to table {self.table}{what}"
+
+
+def blackhole_rule(version: int) -> Rule:
+    return Rule(version, table=blackholes.TABLE, received=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,7 @@ class Observed:
     main: Mapping[IPNetwork, int] = field(default_factory=dict)
     links: Mapping[int, str] = field(default_factory=dict)  # names of Ethernet devices that are up
     dark: frozenset[int] = frozenset()  # those of them that have no carrier
+    verdicts: Mapping[IPNetwork, Verdict] = field(default_factory=dict)  # ours, in the table of blackholes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +94,6 @@ class Status:
 # --- actions
 
 
-def _named(routes: Iterable[IPNetwork], count: int) -> str:
-    more = [f"{count - AHEAD} more"] if count > AHEAD else []
-    return ", ".join([*map(str, islice(routes, AHEAD)), *more])
-
-
 @dataclass(frozen=True, slots=True)
 class Put:
     """In place of what there is to these prefixes, each at once."""
@@ -97,7 +102,7 @@ class Put:
     phase: Literal["prepare"] = "prepare"
 
     def __str__(self) -> str:
-        return f"put routes to {_named(self.routes, len(self.routes))}"
+        return f"put routes to {named(self.routes, len(self.routes))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ class Remove:
     phase: Literal["prepare"] = "prepare"  # nothing that is announced leads to them
 
     def __str__(self) -> str:
-        return f"remove routes to {_named(self.prefixes, len(self.prefixes))}"
+        return f"remove routes to {named(self.prefixes, len(self.prefixes))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +126,13 @@ class AddRule:
 @dataclass(frozen=True, slots=True)
 class DeleteRule:
     rule: Rule
-    phase: Literal["prepare"] = "prepare"
+    phase: Literal["prepare", "retire"] = "prepare"
 
     def __str__(self) -> str:
         return f"delete {self.rule}"
 
 
-Action = Put | Remove | AddRule | DeleteRule
+Action = Put | Remove | AddRule | DeleteRule | PutVerdicts | RemoveVerdicts
 State = Literal["installed", "pending", "not-on-link", "taken"]
 
 
@@ -143,14 +148,33 @@ class Problem:
 
 def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
     """A route goes after what takes its place has come."""
-    routes = wanted(desired, observed)
-    rules = {Rule(version) for version in {prefix.version for prefix in routes}}
+    routes, verdicts = wanted(desired, observed), wanted_verdicts(desired, observed)
+    rules = {Rule(version) for version in _versions(routes)}
+    rules |= {blackhole_rule(version) for version in _versions(verdicts)}
     put = {prefix: hops for prefix, hops in routes.items() if observed.routes.get(prefix) != hops}
+    other = {prefix: verdict for prefix, verdict in verdicts.items() if observed.verdicts.get(prefix) != verdict}
     gone = tuple(prefix for prefix in observed.routes if prefix not in routes)
     steps: list[Action] = [Put(put)] if put else []
+    steps += [PutVerdicts(other)] if other else []
     steps += [AddRule(rule) for rule in sorted(rules - observed.rules)]
     steps += [Remove(gone)] if gone else []
-    return (*steps, *(DeleteRule(rule) for rule in sorted(observed.rules - rules)))
+    former = sorted(observed.rules - rules)
+    steps += [DeleteRule(rule) for rule in former if rule.table != blackholes.TABLE]
+    left = (prefix for prefix in observed.verdicts if prefix not in verdicts)
+    free = tuple(sorted(left, key=observed.verdicts.__getitem__))  # "blackhole" before "throw"
+    steps += [RemoveVerdicts(free)] if free else []
+    return (*steps, *(DeleteRule(rule, "retire") for rule in former if rule.table == blackholes.TABLE))
+
+
+def _versions(prefixes: Iterable[IPNetwork]) -> set[int]:
+    return {prefix.version for prefix in prefixes}
+
+
+def wanted_verdicts(desired: Desired, observed: Observed) -> Mapping[IPNetwork, Verdict]:
+    """What the table of blackholes should have."""
+    if desired.aggregates is None:
+        return observed.verdicts
+    return blackholes.wanted(desired.aggregates, observed.main)
 
 
 def wanted(desired: Desired, observed: Observed, others: Container[IPNetwork] | None = None) -> dict[IPNetwork, Hops]:
@@ -253,9 +277,9 @@ def problems(desired: Desired, observed: Observed) -> list[Problem]:
     there = [prefix for prefix, other in others.items() if other.prefixlen >= prefix.prefixlen]
     told = (
         f"the main table has routes of others to {len(there)} of {len(prefixes)} prefixes of pods "
-        f"({_named(there, len(there))}): those stay in force; take them away, or native-routing out of the "
+        f"({named(there, len(there))}): those stay in force; take them away, or native-routing out of the "
         "configuration",
-        f"BGP peers announce {len(held)} prefixes ({_named(held, len(held))}) of the network of a link, or of the "
+        f"BGP peers announce {len(held)} prefixes ({named(held, len(held))}) of the network of a link, or of the "
         "block of a node: packets there go as they did; native-routing.learn should name networks of pods alone",
     )
     return [Problem(ROOM, "RouteTaken", text) for text, those in zip(told, (there, held), strict=True) if those]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+AGGREGATE = "aggregate"  # what is announced as a whole, and so needs a blackhole route
 BFD = "bfd"  # the process that sends probes
 BGP = "bgp"  # all of a node's sessions
 EGRESS = "egress"  # an egress IP, or the group of that number

@@ -37,7 +37,7 @@ from routerd.errors import EnvironmentFault
 from routerd.model import Refusal
 from routerd.node.announce import Announcements
 from routerd.node.desired import NodeState
-from routerd.refs import Ref
+from routerd.refs import AGGREGATE, Ref
 from routerd.tell.render import changes, path_lines, session_changes
 
 SETTLE_TIMEOUT = 0.5  # seconds that a round waits for the speaker before it takes something away; then it is held
@@ -227,13 +227,16 @@ def _tables(desired: BgpDesired) -> dict[SessionKey, AdjRibOut]:
 def partly(
     announced: Announcements, before: Mapping[SessionKey, AdjRibOut], carried: Callable[[Ref], bool]
 ) -> BgpDesired:
-    """`announced`, with a path none of whose owners is `carried` as it was `before`: what it leads to is not in place.
+    """`announced`, with a path none of whose owners is `carried`, or that is an aggregate and not `carried` as such, as
+    it was `before`: what it leads to is not in place.
     A session by another source goes on with what the router had by the one that it replaces.
 
     Returns `announced.desired` itself where nothing differs.
     """
 
     def waits(prefix: IPNetwork) -> bool:
+        if prefix in announced.aggregates and not carried(Ref(AGGREGATE, name=str(prefix))):
+            return True
         owners = announced.owners.get(prefix, ())
         return bool(owners) and not any(map(carried, owners))
 

@@ -65,6 +65,7 @@ class Announcements:
     refusals: tuple[Refusal, ...] = ()
     drain: Drain | None = None  # why the node leaves
     entries: Mapping[SessionKey, Peer] = field(default_factory=dict)  # what each session is configured by
+    aggregates: frozenset[IPNetwork] = frozenset()  # prefixes that need a blackhole route first
 
 
 def scene_of(
@@ -324,6 +325,11 @@ class Kept:
             self._parts, self._owners = parts, {prefix: tuple(sorted(refs)) for prefix, refs in found.items()}
         return self._owners
 
+    @property
+    def aggregates(self) -> frozenset[IPNetwork]:
+        """That anybody gets."""
+        return frozenset[IPNetwork]().union(*(table.aggregates for table in self.tables.values()))
+
 
 def _audiences(scene: Scene) -> dict[Way, Audience]:
     """By the way to this node's peers. Those that get something of their own have a table of their own."""
@@ -466,7 +472,8 @@ def announcements(
     refusals += dict.fromkeys(refusal for rib in kept.ribs.values() for refusal in rib.refusals)
     ribs = {key: kept.ribs[carrier].paths for key, carrier in carriers.items()}
     refusals += [*opened.refusals, *_unknown_peers(scene)]
-    return Announcements(Desired(opened.sessions, ribs), kept.owners(), tuple(refusals), drain, opened.entries)
+    desired = Desired(opened.sessions, ribs)
+    return Announcements(desired, kept.owners(), tuple(refusals), drain, opened.entries, kept.aggregates)
 
 
 def _carrier(session: SpeakerPeer, audience: Audience) -> Carrier:

@@ -30,9 +30,10 @@ from dataclasses import dataclass, field, replace
 from bgp.path import AdjRibOut, Desired, SessionKey
 from egress.policy import Desired as EgressDesired
 from egress.policy import Group, Policy, Served
+from fib.plan import Desired as Routes
 from routerd.model import IPAddress, IPNetwork, Origin, Refusal, Snapshot
 from routerd.node.announce import Announcements
-from routerd.node.desired import EGRESS_ROOM, NodeState
+from routerd.node.desired import EGRESS_ROOM, FIB_ROOM, NodeState
 from routerd.refs import BGP, EGRESS, NODE, SERVICE, Ref
 
 WINDOW = 10.0  # seconds within which losses count as one: files that are deleted one after the other
@@ -201,7 +202,7 @@ def with_lost_paths(state: NodeState, lost: Ribs, before: Before, limits: Limits
     announcements = replace(announced, desired=Desired(peers, ribs), owners=owners)
     refusals = tuple(sorted({*state.refusals, refusal}, key=lambda each: each.order))
     egress = _kept_egress(state, before, now, prefixes)
-    rooms = {**state.rooms, EGRESS_ROOM: egress}
+    rooms = {**state.rooms, EGRESS_ROOM: egress, FIB_ROOM: _kept_blackholes(state, before, prefixes)}
     may_retire = _may_retire(prefixes, before, now)
     return NodeState(announcements, rooms, refusals, may_retire=may_retire, selecting=state.selecting)
 
@@ -216,6 +217,15 @@ def _may_retire(prefixes: Iterable[IPNetwork], before: Before, now: Snapshot) ->
     allocated = now.allocations.services if now.allocations else ()
     vips = {address for each in allocated for address in each.addresses}
     return before.state is not None or all(each.num_addresses == 1 and each[0] in vips for each in prefixes)
+
+
+def _kept_blackholes(state: NodeState, before: Before, prefixes: Collection[IPNetwork]) -> Routes | None:
+    """As it shall be, with those of aggregates among held `prefixes`; after a start nothing of it is taken away."""
+    new: Routes | None = state.rooms.get(FIB_ROOM)
+    old: Routes | None = before.state.rooms.get(FIB_ROOM) if before.state is not None else None
+    if old is None or new is None or not old.aggregates or new.aggregates is None:
+        return new
+    return replace(new, aggregates=new.aggregates | old.aggregates.intersection(prefixes))
 
 
 def _kept_egress(

@@ -267,6 +267,8 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
     egress, egress_refusals = egress_state(snapshot, settings, facts, cluster, kept)
     announced = _learning(announced, settings.learn)
     routes, route_refusals = _routes(snapshot, settings, facts, kept)
+    if routes is not None:
+        routes = replace(routes, aggregates=announced.aggregates if announced is not None else None)
     refusals = [*_unknown_node(snapshot, settings.node), *conflicts, *egress_refusals, *snapshot.refusals]
     refusals.extend(route_refusals)
     if announced is not None:

@@ -84,6 +84,7 @@ class Table:
 
     paths: Mapping[IPNetwork, Path] = field(default_factory=dict)
     owners: Mapping[IPNetwork, tuple[Ref, ...]] = field(default_factory=dict)
+    aggregates: frozenset[IPNetwork] = frozenset()  # those of `paths` that hold more than the address of a Service
     _said: dict[str, Sequence[Wanted]] = field(default_factory=dict)
     _sayers: dict[IPNetwork, set[str]] = field(default_factory=dict)
 
@@ -117,6 +118,10 @@ class Table:
             paths[prefix] = reduce(_merged, (each.path for each in wanted))
             owners[prefix] = tuple(sorted({each.owner for each in wanted}))
         self.paths, self.owners = paths, owners
+        wide = {prefix for prefix in touched if prefix.prefixlen < prefix.max_prefixlen}
+        if wide:
+            of_services = {p for p in wide if any(ref.kind == SERVICE for ref in owners.get(p, ()))}
+            self.aggregates = self.aggregates - wide | of_services
 
 
 def _merged(one: Path, other: Path) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
@@ -22,7 +22,7 @@ from egress.policy import FLOW_DEADLINE, Block, Gateway, Group, Policy, Ports, S
 from egress.policy import Desired as EgressDesired
 from eni.plan import Desired as Wiring
 from fib.plan import Desired as Routes
-from routerd.model import IPAddress, Refusal
+from routerd.model import IPAddress, IPNetwork, Refusal
 from routerd.node.announce import Announcements
 from routerd.node.desired import BFD_ROOM, EGRESS_ROOM, ENI_ROOM, FIB_ROOM, PROBE_ROOM, NodeState
 
@@ -334,14 +334,18 @@ def wiring_lines(desired: Wiring) -> list[str]:
 
 
 def route_lines(desired: Routes) -> list[str]:
-    """`route PREFIX via ADDRESSES` and `learnt route PREFIX via ADDRESSES`, IPv4 first; `learnt routes as they are`
-    while nobody knows what peers announce.
+    """`route PREFIX via ADDRESSES` and `learnt route PREFIX via ADDRESSES`, IPv4 first, then `blackhole PREFIX`;
+    `learnt routes as they are` while nobody knows what peers announce, and so `blackholes as they are`.
     """
     direct = [f"route {prefix} via {_joined(desired.routes[prefix])}" for prefix in _by_family(desired.routes)]
-    told = desired.learnt
-    if told is None:
-        return [*direct, "learnt routes as they are"]
-    return [*direct, *(f"learnt route {prefix} via {_joined(told[prefix])}" for prefix in _by_family(told))]
+    told, whole = desired.learnt, desired.aggregates
+    learnt = ["learnt routes as they are"] if told is None else _learnt_lines(told)
+    kept = ["blackholes as they are"] if whole is None else [f"blackhole {prefix}" for prefix in _by_family(whole)]
+    return [*direct, *learnt, *kept]
+
+
+def _learnt_lines(told: Mapping[IPNetwork, Sequence[IPAddress]]) -> list[str]:
+    return [f"learnt route {prefix} via {_joined(told[prefix])}" for prefix in _by_family(told)]
 
 
 # --- all of it
@@ -365,7 +369,7 @@ def _state(key: bytes) -> Sentence[NodeState]:
         Announcements,
         (
             Part("desired", lambda it: bgp.of(it.desired)),
-            Part("owners refusals drain entries", lambda it: ()),  # why, not what
+            Part("owners refusals drain entries aggregates", lambda it: ()),  # why, not what
         ),
     )
     return Sentence(

@@ -7,7 +7,7 @@ agent serves them, and `--manifests` computes the same ones from files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -19,6 +19,7 @@ from bgp.session import PeerStatus as Session
 from egress.policy import selected_pods
 from egress.status import Probed, TunnelWay
 from fib.plan import Desired as Routes
+from fib.plan import Observed as RoutesObserved
 from fib.plan import Status as RouteStatus
 from fib.plan import states
 from ipam.pod_addresses import PodAddresses
@@ -114,13 +115,15 @@ def _pod_cidrs(view: View) -> list[Row]:
 
 
 def _routes(view: View) -> list[Row]:
-    """To pods of other nodes: in our table, or why not; without a kernel that was read, what is wanted."""
+    """To pods of other nodes, and blackholes: in our tables, or why not; without a kernel that was read, what is
+    wanted.
+    """
     desired: Routes = view.state.rooms.get(FIB_ROOM) or Routes()
     observed, learnt = view.routes.observed, desired.learnt or {}
     state_of = states(desired, observed) if observed is not None else {}
     there, links = (observed.routes, observed.links) if observed is not None else ({}, {})
     owners = {block: name for name, node in (view.snapshot.nodes or {}).items() for block in node.pod_cidrs}
-    return [
+    rows: list[Row] = [
         {
             "prefix": str(prefix),
             "node": owners.get(prefix, ""),
@@ -132,6 +135,22 @@ def _routes(view: View) -> list[Row]:
         for prefix in sorted(desired.prefixes, key=_prefix_order)
         for hops in (sorted(there.get(prefix, ())),)
     ]
+    return [*rows, *_blackhole_rows(desired.aggregates or (), observed)]
+
+
+def _blackhole_rows(aggregates: Iterable[IPNetwork], observed: RoutesObserved | None) -> Iterator[Row]:
+    """Of what this node announces as a whole; `taken`: `main` has a route to the very prefix, which counts."""
+    words = {"blackhole": "installed", "throw": "taken", "": "pending"}
+    for prefix in sorted(aggregates, key=_prefix_order):
+        found = words[observed.verdicts.get(prefix, "")] if observed is not None else "wanted"
+        yield {
+            "prefix": str(prefix),
+            "node": "",
+            "by": "aggregate",
+            "next_hops": "blackhole",
+            "devices": "",
+            "state": found,
+        }
 
 
 def _next_hops(desired: Routes, prefix: IPNetwork) -> tuple[IPAddress, ...]:

@@ -1,21 +1,41 @@
-"""The room of routes to other nodes' pods in its seat (`room.py`). It decides nothing: see `fib.plan`."""
+"""The room of routes to other nodes' pods, and of blackholes, in its seat (`room.py`). It decides nothing: see
+`fib.plan`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from ipaddress import ip_network
 
 from fib import kernel, plan
-from fib.plan import Action, Desired, Observed, Problem, Put, Remove, Status
+from fib.blackholes import PutVerdicts
+from fib.plan import Action, AddRule, Desired, IPNetwork, Observed, Problem, Put, Remove, Status
 from routerd.agent.room import NothingUndone
 from routerd.node.desired import FIB_ROOM
-from routerd.refs import Ref
+from routerd.refs import AGGREGATE, Ref
+
+
+class Undone(NothingUndone):
+    """A route relies on no other, and a rule without routes leads nowhere."""
+
+    def __init__(self) -> None:
+        self._prefixes: set[IPNetwork] = set()
+        self._versions: set[int] = set()  # whose table of blackholes is not looked up
+
+    def add(self, action: Action) -> None:
+        match action:
+            case PutVerdicts():
+                self._prefixes |= action.verdicts.keys()
+            case AddRule() if action.rule.received:
+                self._versions.add(action.rule.version)
+
+    def lacks(self, aggregate: IPNetwork) -> bool:
+        """Whether its blackhole is not in place."""
+        return aggregate in self._prefixes or aggregate.version in self._versions
 
 
 class RouteRoom:
-    """A route relies on no other, and a rule without routes leads nowhere."""
-
     name = FIB_ROOM
 
     def __init__(self) -> None:
@@ -36,12 +56,12 @@ class RouteRoom:
     def problems(self, desired: Desired, observed: Observed) -> Sequence[Problem]:
         return plan.problems(desired, observed)
 
-    def undone(self, desired: Desired, observed: Observed) -> NothingUndone:
-        return NothingUndone()
+    def undone(self, desired: Desired, observed: Observed) -> Undone:
+        return Undone()
 
-    def carries(self, owner: Ref, undone: Any | None) -> bool:
-        """No path that this node announces leads into its routes to others."""
-        return True
+    def carries(self, owner: Ref, undone: Undone | None) -> bool:
+        """An aggregate has its blackhole before it is announced."""
+        return owner.kind != AGGREGATE or (undone is not None and not undone.lacks(ip_network(owner.name)))
 
     def makes_new(self, action: Action) -> bool:
         """What is there is told after a look at it."""

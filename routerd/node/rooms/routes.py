@@ -12,7 +12,8 @@ from functools import cache, partial
 from heapq import nsmallest
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from fib.plan import AHEAD, Desired
+from fib.blackholes import AHEAD
+from fib.plan import Desired
 from fib.spans import Spans
 from routerd.model import AddressPool, IPAddress, IPNetwork, Node, Refusal
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from ipaddress import ip_network
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from routerd.serve.api import agent_socket, ask
 from tests.netns.lab import cluster
 from tests.netns.lab.daemons import Daemons
 from tests.netns.lab.lab import NODES, TOR_AS, Lab
-from tests.netns.lab.netns import run
+from tests.netns.lab.netns import Namespace, run
 from tests.netns.lab.pathwatch import PathWatch
 from tests.netns.lab.stores import Files
 
@@ -31,11 +32,12 @@ def service(number: int) -> dict[str, object]:
     }
 
 
-def bgp(*pools: str) -> str:
-    """The ConfigMap with these pools, each "name block community"."""
+def bgp(*pools: str, aggregate: int = 0) -> str:
+    """The ConfigMap with these pools, each "name block community"; of `aggregate` bits, too, if it is not 0."""
+    also = [{"aggregation-length": aggregate}] if aggregate else []
     listed = [
-        {"name": name, "protocol": "bgp", "addresses": [block], "bgp-advertisements": [{"communities": [community]}]}
-        for name, block, community in map(str.split, pools)
+        {"name": name, "protocol": "bgp", "addresses": [block], "bgp-advertisements": [{"communities": [said]}, *also]}
+        for name, block, said in map(str.split, pools)
     ]
     peer = {"name": "tor", "peer-address": "default-gateway", "peer-asn": TOR_AS, "my-asn": TOR_AS}
     head = {"apiVersion": "routerd.io/v1alpha1", "peers": [peer]}
@@ -124,8 +126,33 @@ def test_no_edit_of_pools_withdraws_a_vip(site: Site) -> None:
     assert watch.missed == []
     assert watch.looks > 10
     assert site.withdrawals() == before
+    no_loop_in_an_aggregate(site)
     site.files.put("services.yaml", yaml.safe_dump_all(map(service, range(1, COUNT))))
     site.lab.wait(lambda: site.withdrawals() > before, "a service that is deleted is withdrawn, and counted")
+
+
+def no_loop_in_an_aggregate(site: Site) -> None:
+    """What the ToR has for an unused address is dropped by the node, and one in use is reached as before. That nothing
+    goes back to the ToR, the lab's tap sees: it would bear the client's source.
+    """
+    lab, client = site.lab, site.lab.client
+    whole = ip_network("192.0.2.0/24")
+    for name in lab.nodes:
+        lab.node(name).ip("route add local 192.0.2.0/32 dev lo")
+    site.files.put("bgp.yaml", bgp("last 192.0.2.0/24 64512:9", aggregate=whole.prefixlen))
+    lab.wait(lambda: len(lab.tor.routes().get(str(whole), ())) == len(lab.nodes), "every node announces the aggregate")
+    assert "100% packet loss" in (said := ping(client, "192.0.2.200"))
+    assert "exceeded" not in said
+    lab.wait(lambda: " 0% packet loss" in ping(client, "192.0.2.0"), "a VIP that the host has itself")
+    site.files.put("bgp.yaml", bgp("last 192.0.2.0/24 64512:9"))
+    lab.wait(lambda: str(whole) not in lab.tor.routes(), "the aggregate is withdrawn")
+    for name in lab.nodes:
+        table = lab.node(name).run
+        lab.wait(lambda run=table: not run(["ip", "route", "show", "table", "204"], check=False), "blackholes are gone")
+
+
+def ping(namespace: Namespace, address: str) -> str:
+    return namespace.run(["ping", "-n", "-c", "1", "-W", "1", address], check=False)
 
 
 def edits(site: Site, *, deleted: str) -> None:

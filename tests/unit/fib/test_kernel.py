@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -40,6 +41,7 @@ def node() -> Iterator[Namespace]:
     namespace.create()
     try:
         namespace.ip(*SCENE)
+        namespace.sysctl({"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"})
         with entered(namespace.name):
             yield namespace
     finally:
@@ -165,3 +167,68 @@ def test_many_changes_answer_one_by_one_what_is_refused(node: Namespace) -> None
         refused = route.request_all(kernel.RTM_NEWROUTE, kernel.NLM_F_CREATE | kernel.NLM_F_REPLACE, bodies)
     assert refused.keys() == bad
     assert len(kernel.observe(Desired()).routes) == len(prefixes) - len(bad)
+
+
+AGGREGATES = frozenset(map(ip_network, ("192.0.2.0/24", "2001:db8::/64")))
+WHOLE = Desired(aggregates=AGGREGATES)
+FROM_TOR = ("from", "10.0.0.12", "iif", "eth0")
+FROM_TOR6 = ("from", "fd00::12", "iif", "eth0")
+
+
+def way(node: Namespace, address: str, *received: str) -> str:
+    """What the kernel does with what is for `address`: received from a neighbour, or by the host itself."""
+    return node.run(["ip", "route", "get", address, *received], check=False)
+
+
+def is_dropped(node: Namespace, address: str) -> bool:
+    said = way(node, address, *(FROM_TOR6 if ":" in address else FROM_TOR))
+    return "Invalid argument" in said
+
+
+def test_what_is_received_for_an_aggregate_goes_nowhere_else(node: Namespace) -> None:
+    """And what the host sends does: kube-proxy makes another address of it after its route was looked up."""
+    unused, unused6 = "192.0.2.77", "2001:db8::77"
+    assert "via 10.0.0.1" in way(node, unused, *FROM_TOR), "it would go back"
+    before = node.run(["ip", "rule"]), node.run(["ip", "-6", "rule"])
+    found = bring(WHOLE)
+    assert plan(WHOLE, found) == ()
+    assert found.verdicts == dict.fromkeys(AGGREGATES, "blackhole")
+    assert is_dropped(node, unused)
+    assert is_dropped(node, unused6)
+    assert "via 10.0.0.1" in way(node, unused)
+    assert "via fd00::1" in way(node, unused6)
+    assert "via 10.0.0.1" in way(node, "192.0.3.1", *FROM_TOR), "no more than the aggregate"
+    bring(Desired())
+    assert (node.run(["ip", "rule"]), node.run(["ip", "-6", "rule"])) == before
+    for family in ("-4", "-6"):
+        assert node.run(["ip", family, "route", "show", "table", "204"], check=False) == ""
+
+
+def test_what_the_host_and_others_have_in_an_aggregate_is_not_swallowed(node: Namespace) -> None:
+    """A VIP that is led to a device, pods of the node, another owner's route to all of it; also later."""
+    node.ip("route add local 192.0.2.10/32 dev lo", "route add 192.0.2.11/32 via 10.9.0.7")
+    node.ip("route add 192.0.2.128/26 dev eth1", "route add 2001:db8::11/128 via fd09::7")
+    for _ in range(2):
+        found = bring(WHOLE)
+        assert "local" in way(node, "192.0.2.10", *FROM_TOR)
+        assert "via 10.9.0.7" in way(node, "192.0.2.11", *FROM_TOR)
+        assert "dev eth1" in way(node, "192.0.2.130", *FROM_TOR)
+        assert "via fd09::7" in way(node, "2001:db8::11", *FROM_TOR6)
+        assert is_dropped(node, "192.0.2.12")
+    node.ip("route add 192.0.2.0/24 via 10.9.0.7", "route del 192.0.2.11/32")
+    found = bring(WHOLE)
+    assert plan(WHOLE, found) == ()
+    assert "via 10.9.0.7" in way(node, "192.0.2.12", *FROM_TOR)
+    node.ip("route del 192.0.2.0/24")
+    found = bring(WHOLE)
+    assert found.verdicts[ip_network("192.0.2.0/24")] == "blackhole"
+    assert ip_network("192.0.2.11/32") not in found.verdicts
+    bring(Desired())
+    assert "via 10.9.0.7" not in way(node, "192.0.2.12")
+
+
+def test_blackholes_that_nobody_knows_of_yet_stay(node: Namespace) -> None:
+    bring(replace(WISH, aggregates=AGGREGATES))
+    found = bring(Desired(aggregates=None))
+    assert (found.routes, found.verdicts) == ({}, dict.fromkeys(AGGREGATES, "blackhole"))
+    assert is_dropped(node, "192.0.2.77")

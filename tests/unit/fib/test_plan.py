@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fib.blackholes import PutVerdicts, RemoveVerdicts
 from fib.plan import (
     PRIORITY,
     Action,
@@ -20,6 +21,7 @@ from fib.plan import (
     Put,
     Remove,
     Rule,
+    blackhole_rule,
     plan,
     problems,
     states,
@@ -36,8 +38,15 @@ HERE = Observed(main=MAIN, links=LINKS)
 blocks = st.sampled_from([ip_network(f"10.244.{n}.0/{length}") for n in range(4) for length in (24, 26)] + [BLOCK6])
 addresses = st.sampled_from([(NEAR,), (NEAR, ALSO_NEAR), (FAR,), (ip_address("172.17.0.3"),), (SIX,), ()])
 announced = blocks | st.sampled_from([*map(ip_network, ("10.0.0.12/32", "10.0.0.128/25", "10.9.0.0/24", "10.0.0.0/8"))])
-wishes = st.builds(Desired, st.dictionaries(blocks, addresses), st.none() | st.dictionaries(announced, addresses))
-others = st.dictionaries(st.one_of(blocks, st.just(ip_network("10.244.0.0/16"))), st.sampled_from([0, 2]))
+wholes = st.sampled_from([*map(ip_network, ("192.0.2.0/24", "192.0.2.64/26", "198.51.100.0/24", "2001:db8::/64"))])
+wishes = st.builds(
+    Desired,
+    st.dictionaries(blocks, addresses),
+    st.none() | st.dictionaries(announced, addresses),
+    st.frozensets(wholes),
+)
+inside = st.sampled_from([*map(ip_network, ("192.0.2.0/24", "192.0.2.9/32", "192.0.0.0/16", "2001:db8::9/128"))])
+others = st.dictionaries(st.one_of(blocks, inside, st.just(ip_network("10.244.0.0/16"))), st.sampled_from([0, 2]))
 machines = others.map(lambda found: replace(HERE, main={**MAIN, **found}))
 
 
@@ -52,6 +61,10 @@ def after(observed: Observed, action: Action) -> Observed:
             return replace(observed, rules=observed.rules | {rule})
         case DeleteRule(rule=rule):
             return replace(observed, rules=observed.rules - {rule})
+        case PutVerdicts(verdicts=verdicts):
+            return replace(observed, verdicts={**observed.verdicts, **verdicts})
+        case RemoveVerdicts(prefixes=gone):
+            return replace(observed, verdicts={p: v for p, v in observed.verdicts.items() if p not in gone})
 
 
 def brought(desired: Desired, observed: Observed) -> Observed:
@@ -69,9 +82,33 @@ def test_any_state_comes_to_the_desired_one_and_stays(before: Desired, desired: 
     there = brought(desired, brought(before, machine))
     assert plan(desired, there) == ()
     assert there.routes == wanted(desired, brought(before, machine))
-    assert there.rules == {Rule(prefix.version) for prefix in there.routes}
+    passed = {rule for rule in there.rules if rule.received}
+    assert there.rules - passed == {Rule(prefix.version) for prefix in there.routes}
+    assert passed == {blackhole_rule(prefix.version) for prefix in there.verdicts}
     empty = brought(Desired(), there)
-    assert (empty.routes, empty.rules) == ({}, frozenset())
+    assert (empty.routes, empty.rules, empty.verdicts) == ({}, frozenset(), {})
+
+
+@given(wishes, wishes, machines)
+def test_an_aggregate_swallows_what_main_has_no_route_of_its_own_for(
+    before: Desired, desired: Desired, machine: Observed
+) -> None:
+    """At each step what was announced before, and what will be, is blackholed but for what `main` has in it."""
+    observed = brought(before, machine)
+    assert before.aggregates is not None and desired.aggregates is not None
+    for action in plan(desired, observed):
+        verdicts = observed.verdicts
+        observed = after(observed, action)
+        if action.phase == "retire":
+            assert {p for p in desired.aggregates if p not in machine.main} <= observed.verdicts.keys()
+        else:
+            assert verdicts.keys() <= observed.verdicts.keys(), "nothing goes before a withdrawal"
+    for prefix, verdict in observed.verdicts.items():
+        assert verdict == ("throw" if prefix in machine.main else "blackhole")
+        assert any(is_within(prefix, whole) for whole in desired.aggregates)
+    for other in machine.main:
+        if any(is_within(other, whole) for whole in desired.aggregates):
+            assert observed.verdicts[other] == "throw"
 
 
 @given(wishes, machines)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
 from routerd.model import EXCLUDE_LABEL, Allocations, Origin, Peering, Refusal, Snapshot
 from routerd.node.brake import Brake, Limits
-from routerd.node.desired import LocalFacts, NodeState, Settings, compose
+from routerd.node.desired import FIB_ROOM, LocalFacts, NodeState, Settings, compose
 from routerd.refs import service_ref
 from tests.models import cluster
 from tests.models.cluster import LOCAL, SESSION
@@ -312,3 +312,14 @@ def test_after_a_start_held_egress_addresses_keep_the_gateway_state_and_new_pods
     assert not second.state.may_retire
     assert second.state.egress is not None
     assert {str(each) for each in second.state.egress.pods} == {POD, NEW}
+
+
+def test_an_aggregate_that_is_held_keeps_its_blackhole() -> None:
+    story, wide = Story(limits=replace(LIMITS, percent=5, paths=1)), ip_network("192.0.2.0/24")
+    pool = cluster.pool(advertisements=(cluster.advertisement(aggregation_length=24),))
+    whole = replace(everything(), pools={"default": replace(pool, origin=Origin("/m/pools.yaml", 1))})
+    lost = without(whole, *(f"s{number}" for number in range(COUNT)), given=False)
+    assert story.see(whole) == 1
+    for seconds, aggregates in ((60.0, {wide}), (LIMITS.hold, set())):
+        assert story.see(lost, seconds) == len(aggregates)
+        assert story.state.rooms[FIB_ROOM].aggregates == aggregates
