@@ -1,7 +1,7 @@
 """Peers and paths as the speaker needs them. Pure; frozen values that compare by everything they carry.
 
 A path is a prefix plus its attributes (RFC 4271, section 1.1). Communities are normalised strings: "64512:1" (RFC
-1997), "64512:1:2" (large, RFC 8092).
+1997), "64512:1:2" (large, RFC 8092), "rt:64512:1" (extended, RFC 4360: see `bgp.rib.extended`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 Family = Literal["ipv4 unicast", "ipv6 unicast"]
+Origin = Literal["igp", "egp", "incomplete"]  # RFC 4271, section 5.1.1; the earlier is preferred
+ORIGINS: tuple[Origin, ...] = get_args(Origin)  # by their numbers
 FAMILIES: tuple[Family, ...] = ("ipv4 unicast", "ipv6 unicast")
 
 MAX_PREPEND = 32  # more than any policy uses, and far below one AS_PATH segment (255, RFC 4271, section 4.3)
@@ -31,14 +33,36 @@ WELL_KNOWN_COMMUNITIES = {  # RFC 1997, and the registry of IANA
 
 def normal_communities(texts: Iterable[str]) -> tuple[str, ...]:
     """Each once, well-known names as numbers, in the order of the numbers, standard ones (RFC 1997) before large ones
-    (RFC 8092): what is equal compares equal. Texts that are none stay as they are.
+    (RFC 8092) before extended ones (RFC 4360): what is equal compares equal. Texts that are none stay as they are.
     """
 
-    def order(text: str) -> tuple[int, list[int], str]:
+    def order(text: str) -> tuple[bool, int, list[int], str]:
         parts = text.split(":")
-        return len(parts), [int(part) if part.isascii() and part.isdigit() else -1 for part in parts], text
+        return (
+            text[:1].isalpha(),
+            len(parts),
+            [int(part) if part.isascii() and part.isdigit() else -1 for part in parts],
+            text,
+        )
 
     return tuple(sorted({WELL_KNOWN_COMMUNITIES.get(text, text) for text in texts}, key=order))
+
+
+class Kinds(NamedTuple):
+    """Communities of a path, each kind of which is an attribute of its own."""
+
+    standard: tuple[str, ...]
+    large: tuple[str, ...]
+    extended: tuple[str, ...]
+
+
+def by_kind(communities: Iterable[str]) -> Kinds:
+    """`communities`: as `normal_communities` has them."""
+    found: tuple[list[str], list[str], list[str]] = [], [], []
+    for text in communities:
+        is_numbers = text[:1].isdigit() and not text.startswith("0x")
+        found[(0 if text.count(":") == 1 else 1) if is_numbers else 2].append(text)
+    return Kinds(*map(tuple, found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +75,7 @@ class Path:
     med: int | None = None
     prepend: int = 0  # how many times the local AS is prepended (eBGP)
     communities: tuple[str, ...] = ()  # as `normal_communities` has them
+    origin: Origin = "igp"
 
 
 class SessionKey(NamedTuple):

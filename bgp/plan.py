@@ -226,5 +226,7 @@ def _attribute_words(attributes: Attributes) -> Iterator[str]:
         yield f"med {attributes.med}"
     if attributes.prepend:
         yield f"prepend {attributes.prepend}"
+    if attributes.origin != "igp":
+        yield f"origin {attributes.origin}"
     if attributes.communities:
         yield f"community {','.join(attributes.communities)}"

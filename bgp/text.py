@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any, Literal
 
-from bgp.path import Family, IPNetwork, Path, SessionKey, SpeakerPeer, normal_communities, session_key
-from bgp.rib import Attributes
+from bgp.path import ORIGINS, Family, IPNetwork, Path, SessionKey, SpeakerPeer, by_kind, normal_communities, session_key
+from bgp.rib import Attributes, extended
 
 SHOW_TABLE = "show adj-rib out json"
 BFD_DOWN = 10  # subcode of Cease, RFC 9384
@@ -58,9 +58,10 @@ def _nlri(prefixes: Iterable[IPNetwork]) -> str:
 
 
 def _attributes(attributes: Attributes) -> str:
-    standard = [text for text in attributes.communities if text.count(":") == 1]
-    large = [text for text in attributes.communities if text.count(":") == 2]
+    standard, large, others = by_kind(attributes.communities)
     parts = [f"next-hop {attributes.next_hop or 'self'}"]
+    if attributes.origin != "igp":
+        parts.append(f"origin {attributes.origin}")
     if attributes.prepend:
         # A path given by hand is sent as it is: our AS once, as every eBGP path has it, and the extra times.
         parts.append(f"as-path [ {' '.join([str(attributes.local_as)] * (attributes.prepend + 1))} ]")
@@ -72,6 +73,9 @@ def _attributes(attributes: Attributes) -> str:
         parts.append(f"community [ {' '.join(standard)} ]")
     if large:
         parts.append(f"large-community [ {' '.join(large)} ]")
+    if others:
+        numbers = (f"0x{extended.packed(text).hex()}" for text in others)
+        parts.append(f"extended-community [ {' '.join(numbers)} ]")
     return " ".join(parts)
 
 
@@ -190,23 +194,45 @@ def _session(text: str, peers: Iterable[SessionKey]) -> SessionKey:
     return found
 
 
-_KNOWN = {"origin", "next-hop", "as-path", "med", "local-preference", "community", "large-community"}
+_KNOWN = {
+    "origin", "next-hop", "as-path", "med", "local-preference", "community", "large-community", "extended-community",
+}  # fmt: skip
 
 
 def _path(route: Mapping[str, Any], peer: SpeakerPeer | None) -> Path:
     nlri, attributes = route["nlri"], route["attributes"]
     prefix, next_hop = ip_network(nlri["prefix"]), ip_address(nlri["nexthop"])
     is_own = peer is not None and next_hop == peer.local_address and next_hop.version == prefix.version
-    if not attributes.keys() <= _KNOWN:
+    origin = attributes.get("origin", "igp")
+    if not attributes.keys() <= _KNOWN or origin not in ORIGINS:
         return Path(prefix, type(next_hop)(0))
+    others = map(_extended, attributes.get("extended-community", ()))
     return Path(
         prefix,
         None if is_own else next_hop,
         attributes.get("local-preference"),
         attributes.get("med"),
         max(0, len(_as_numbers(attributes.get("as-path"))) - 1),
-        normal_communities([*attributes.get("community", ()), *attributes.get("large-community", ())]),
+        normal_communities([*attributes.get("community", ()), *attributes.get("large-community", ()), *others]),
+        origin,
     )
+
+
+_EXTENDED = {"target": "rt", "origin": "soo", "bandwith": "link-bandwidth"}  # spelt so by ExaBGP
+
+
+def _extended(text: str) -> str:
+    """Of an extended community as ExaBGP says it; what has no name in either place stays as it is.
+
+    ExaBGP writes the number behind an AS number of two bytes as an address where it is a route origin's, and a route
+    origin of an address as one of an AS number: that is not what was announced, and is announced again.
+    """
+    if text.startswith("0x"):
+        return extended.text_of(bytes.fromhex(text[2:]))
+    kind, _, rest = text.partition(":")
+    admin, _, number = rest.rpartition(":")
+    whole = str(int(IPv4Address(number))) if "." in number else number
+    return f"{_EXTENDED[kind]}:{admin}:{whole}" if kind in _EXTENDED else text
 
 
 def _as_numbers(path: Any) -> list[int]:

@@ -11,8 +11,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from struct import iter_unpack, pack
 
-from bgp.path import IPAddress, IPNetwork, Path, SessionKey, SpeakerPeer, normal_communities, session_key
-from bgp.rib import Attributes
+from bgp.path import (
+    ORIGINS,
+    IPAddress,
+    IPNetwork,
+    Origin,
+    Path,
+    SessionKey,
+    SpeakerPeer,
+    by_kind,
+    normal_communities,
+    session_key,
+)
+from bgp.rib import Attributes, extended
 from bgp.text import neighbors
 
 NLRI_PER_COMMAND = 1000  # 10 kB, or 34 kB of IPv6; ExaBGP takes lines up to 1 MiB
@@ -20,13 +31,14 @@ SHOW_TABLE = "routerd table"
 
 # Flags and type codes; flags as the RFCs have them: 0x40 well-known, 0x80 optional, 0xC0 optional transitive.
 _ORIGIN, _AS_PATH, _MED, _LOCAL_PREF = 0x4001, 0x4002, 0x8004, 0x4005
-_COMMUNITIES, _LARGE_COMMUNITIES = 0xC008, 0xC020
+_COMMUNITIES, _EXTENDED_COMMUNITIES, _LARGE_COMMUNITIES = 0xC008, 0xC010, 0xC020
+_KNOWN = {_ORIGIN, _AS_PATH, _MED, _LOCAL_PREF, _COMMUNITIES, _EXTENDED_COMMUNITIES, _LARGE_COMMUNITIES}
 _EXTENDED_LENGTH = 0x1000
 _SEQUENCE = 2  # type of an AS_PATH segment
 
 
 # A path without its prefix.
-_Form = tuple[IPAddress | None, int | None, int | None, int, tuple[str, ...]]
+_Form = tuple[IPAddress | None, int | None, int | None, int, tuple[str, ...], Origin]
 
 
 def announce(peers: Iterable[SessionKey], attributes: Attributes, prefixes: Iterable[IPNetwork]) -> str:
@@ -53,10 +65,13 @@ def nlri_bytes(prefixes: Iterable[IPNetwork]) -> bytes:
 
 
 def attributes_bytes(attributes: Attributes) -> bytes:
-    """What is not the session's default, without the next hop: AS_PATH only if our AS is prepended."""
-    standard = [text for text in attributes.communities if text.count(":") == 1]
-    large = [text for text in attributes.communities if text.count(":") == 2]
+    """What is not the session's default, without the next hop: ORIGIN only if it is not IGP, AS_PATH only if
+    our AS is prepended.
+    """
+    standard, large, others = by_kind(attributes.communities)
     parts = []
+    if attributes.origin != "igp":
+        parts.append(_attribute(_ORIGIN, bytes((ORIGINS.index(attributes.origin),))))
     if attributes.prepend:
         count = attributes.prepend + 1  # our AS once, as every eBGP path has it, and the extra times
         parts.append(_attribute(_AS_PATH, bytes((_SEQUENCE, count)) + pack("!I", attributes.local_as) * count))
@@ -66,6 +81,8 @@ def attributes_bytes(attributes: Attributes) -> bytes:
         parts.append(_attribute(_LOCAL_PREF, pack("!I", attributes.local_pref)))
     if standard:
         parts.append(_attribute(_COMMUNITIES, b"".join(pack("!HH", *_numbers(text)) for text in standard)))
+    if others:
+        parts.append(_attribute(_EXTENDED_COMMUNITIES, b"".join(map(extended.packed, others))))
     if large:
         parts.append(_attribute(_LARGE_COMMUNITIES, b"".join(pack("!III", *_numbers(text)) for text in large)))
     return b"".join(parts)
@@ -105,17 +122,20 @@ def parse_table(
 def _form(version: int, hop: bytes, wire: bytes, peer: SpeakerPeer | None) -> _Form:
     next_hop = ip_address(hop)
     values = dict(_attributes(wire))
-    if not values.keys() <= {_ORIGIN, _AS_PATH, _MED, _LOCAL_PREF, _COMMUNITIES, _LARGE_COMMUNITIES}:
-        return type(next_hop)(0), None, None, 0, ()
+    origin = values.get(_ORIGIN, b"\0")[0]
+    if not values.keys() <= _KNOWN or origin >= len(ORIGINS):
+        return type(next_hop)(0), None, None, 0, (), "igp"
     is_own = peer is not None and next_hop == peer.local_address and next_hop.version == version
     communities = [f"{high}:{low}" for high, low in iter_unpack("!HH", values.get(_COMMUNITIES, b""))]
     communities += ["{}:{}:{}".format(*each) for each in iter_unpack("!III", values.get(_LARGE_COMMUNITIES, b""))]
+    communities += [extended.text_of(each) for (each,) in iter_unpack("8s", values.get(_EXTENDED_COMMUNITIES, b""))]
     return (
         None if is_own else next_hop,
         _number(values.get(_LOCAL_PREF)),
         _number(values.get(_MED)),
         max(0, values[_AS_PATH][1] - 1) if _AS_PATH in values else 0,
         normal_communities(communities),
+        ORIGINS[origin],
     )
 
 

@@ -21,6 +21,7 @@ IPNetwork = IPv4Network | IPv6Network
 IPFamily = Literal["IPv4", "IPv6"]
 Gets = Literal["services", "pod-cidrs", "egress"]  # addresses of Services, of pods, and egress IPs
 Labels = Mapping[str, str]
+PathOrigin = Literal["igp", "egp", "incomplete"]  # RFC 4271, section 5.1.1
 
 EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
 GATEWAY_LABEL = "routerd.io/egress-gateway"
@@ -351,7 +352,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Advertisement:
-    """How the addresses of a pool are announced. Communities are normalised strings, "64512:1"."""
+    """How the addresses of a pool are announced. Communities are normalised strings, "64512:1", "rt:64512:1"."""
 
     aggregation_length: int = 32
     aggregation_length_v6: int = 128
@@ -362,6 +363,7 @@ class Advertisement:
     peers: tuple[str, ...] = ()  # by name or address; () = all
     node_selectors: tuple[LabelSelector, ...] = ()  # OR; () = all nodes
     services: tuple[LabelSelector, ...] = ()  # OR, by their labels; () = all, and egress IPs
+    origin: PathOrigin = "igp"
 
 
 @dataclass(frozen=True, slots=True)

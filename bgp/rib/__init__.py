@@ -13,7 +13,8 @@ from itertools import compress
 from operator import not_
 from typing import NamedTuple
 
-from bgp.path import MAX_PREPEND, AdjRibOut, Family, IPAddress, IPNetwork, Path, SessionKey, SpeakerPeer
+from bgp.path import MAX_PREPEND, AdjRibOut, Family, IPAddress, IPNetwork, Origin, Path, SessionKey, SpeakerPeer
+from bgp.rib import extended
 
 MAX_U32 = 2**32 - 1
 FEW = 1000  # pairs that are kept at least
@@ -43,6 +44,7 @@ class Attributes(NamedTuple):
     prepend: int
     local_as: int
     communities: tuple[str, ...]
+    origin: Origin = "igp"
 
 
 def family_of(address: IPAddress | IPNetwork) -> Family:
@@ -50,11 +52,13 @@ def family_of(address: IPAddress | IPNetwork) -> Family:
 
 
 # All of a path but its prefix, and of that the family: what `normal` and `attributes_of` depend on.
-Form = tuple[IPAddress | None, int | None, int | None, int, tuple[str, ...], int]
+Form = tuple[IPAddress | None, int | None, int | None, int, tuple[str, ...], Origin, int]
 
 
 def form_of(path: Path) -> Form:
-    return path.next_hop, path.local_pref, path.med, path.prepend, path.communities, path.prefix.version
+    return (
+        path.next_hop, path.local_pref, path.med, path.prepend, path.communities, path.origin, path.prefix.version,
+    )  # fmt: skip
 
 
 def attributes_of(path: Path, peer: SpeakerPeer) -> Attributes:
@@ -67,6 +71,7 @@ def attributes_of(path: Path, peer: SpeakerPeer) -> Attributes:
         path.prepend,
         peer.local_as if path.prepend else 0,
         path.communities,
+        path.origin,
     )
 
 
@@ -86,7 +91,7 @@ def normal(path: Path, peer: SpeakerPeer) -> Path | PathRefusal:
     prepend = 0 if peer.is_ibgp else path.prepend  # our own AS in an iBGP path would look like a loop (RFC 4271, 9)
     if (next_hop, local_pref, prepend) == (path.next_hop, path.local_pref, path.prepend):
         return path
-    return Path(path.prefix, next_hop, local_pref, path.med, prepend, path.communities)
+    return Path(path.prefix, next_hop, local_pref, path.med, prepend, path.communities, path.origin)
 
 
 def _as_normal(path: Path, first: Path, taken: Path | PathRefusal) -> Path | PathRefusal:
@@ -95,7 +100,8 @@ def _as_normal(path: Path, first: Path, taken: Path | PathRefusal) -> Path | Pat
         return path
     if isinstance(taken, PathRefusal):
         return replace(taken, prefix=path.prefix)
-    return Path(path.prefix, taken.next_hop, taken.local_pref, taken.med, taken.prepend, taken.communities)
+    form = taken.next_hop, taken.local_pref, taken.med, taken.prepend, taken.communities, taken.origin
+    return Path(path.prefix, *form)
 
 
 def _refusal(path: Path, peer: SpeakerPeer) -> PathRefusal | None:
@@ -115,7 +121,10 @@ def _refusal(path: Path, peer: SpeakerPeer) -> PathRefusal | None:
         return refuse("AttributeRange", f"AS-path prepend is 0 to {MAX_PREPEND}")
     if not _are_communities(path.communities):
         bad = next(text for text in path.communities if not is_community(text))
-        return refuse("BadCommunity", f"community {bad!r} is neither A:B (16 bits each) nor A:B:C (32 bits each)")
+        return refuse(
+            "BadCommunity",
+            f"community {bad!r} is neither A:B (16 bits each) nor A:B:C (32 bits each) nor {extended.FORM}",
+        )
     return None
 
 
@@ -125,7 +134,9 @@ def _are_communities(texts: tuple[str, ...]) -> bool:
 
 
 def is_community(text: str) -> bool:
-    """Whether `text` is a normalised standard (RFC 1997) or large (RFC 8092) community."""
+    """Whether `text` is a normalised standard (RFC 1997), large (RFC 8092) or extended (RFC 4360) community."""
+    if extended.is_named(text):
+        return extended.is_extended(text)
     parts = text.split(":")
     limit = {2: 0xFFFF, 3: MAX_U32}.get(len(parts), -1)
     return all(part.isascii() and part.isdigit() and len(part) <= 10 and int(part) <= limit for part in parts)
@@ -204,6 +215,7 @@ def _is_plain(path: Path, version: int) -> bool:
         path.next_hop is None
         and path.med is None
         and not path.prepend
+        and path.origin == "igp"
         and path.prefix.version == version
         and 0 <= (path.local_pref or 0) <= MAX_U32
         and _are_communities(path.communities)
@@ -215,6 +227,7 @@ def _is_same(held: Path, plain: Path, is_ibgp: bool) -> bool:
         held.next_hop is None
         and held.med is None
         and not held.prepend
+        and held.origin == "igp"
         and held.local_pref == (plain.local_pref if is_ibgp else None)
         and held.communities == plain.communities
     )

@@ -6,7 +6,8 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Literal, cast, get_args
 
-from bgp.path import MAX_PREPEND, WELL_KNOWN_COMMUNITIES, normal_communities
+from bgp.path import MAX_PREPEND, ORIGINS, WELL_KNOWN_COMMUNITIES, normal_communities
+from bgp.rib import extended
 from ipam.ranges import networks_between
 from routerd.formats.document import MAX_DIGITS, MissingKey, Section, Value, parse_address, parse_network
 from routerd.formats.meta import check_name, label_selector, read_meta, selector_at
@@ -17,6 +18,7 @@ from routerd.model import (
     GatewayMode,
     IPAddress,
     IPNetwork,
+    PathOrigin,
     PodSelection,
     PortRange,
     ServiceSelection,
@@ -182,21 +184,22 @@ def _advertisements(spec: Section, kind: str, blocks: tuple[IPNetwork, ...]) -> 
 def _advertisement(section: Section, blocks: tuple[IPNetwork, ...]) -> Advertisement:
     section.only(
         "aggregationLength", "aggregationLengthV6", "localPref", "communities", "med", "asPathPrepend", "peers",
-        "nodeSelectors", "serviceSelectors",
+        "nodeSelectors", "serviceSelectors", "origin",
     )  # fmt: skip
     for key, version in (("aggregationLength", 4), ("aggregationLengthV6", 6)):
         _check_aggregation(section.get(key), version, blocks)
-    med, peers = section.get("med"), section.get("peers")
+    med, peers, origin = section.get("med"), section.get("peers"), section.get("origin")
     return Advertisement(
         aggregation_length=section.integer("aggregationLength", 1, 32, 32),
         aggregation_length_v6=section.integer("aggregationLengthV6", 1, 128, 128),
         local_pref=section.integer("localPref", 0, 2**32 - 1, 0),
-        communities=normal_communities(read_community(item) for item in section.items("communities")),
+        communities=normal_communities(_read_any_community(item) for item in section.items("communities")),
         med=med.integer(0, 2**32 - 1) if med is not None else None,
         prepend=section.integer("asPathPrepend", 0, MAX_PREPEND, 0),
         peers=tuple(item.name() for item in peers.nonempty("peer")) if peers is not None else (),
         node_selectors=_selectors(section, "nodeSelectors", "node selector"),
         services=_selectors(section, "serviceSelectors", "service selector"),
+        origin=cast(PathOrigin, origin.choice(*ORIGINS)) if origin is not None else "igp",
     )
 
 
@@ -214,6 +217,17 @@ def _check_aggregation(value: Value | None, version: int, blocks: tuple[IPNetwor
     for block in blocks:
         if block.version == version and block.prefixlen > length:
             raise value.error(f"/{length} would announce more than the block {block} of this pool")
+
+
+def _read_any_community(value: Value) -> str:
+    """Also an extended one (RFC 4360)."""
+    text = value.string("a community")
+    if not extended.is_named(text):
+        return read_community(value)
+    try:
+        return extended.normal(text)
+    except ValueError as error:
+        raise value.error(f"extended community {text!r}: {error}") from error
 
 
 def read_community(value: Value) -> str:

@@ -132,6 +132,7 @@ def _vip_path(address: IPAddress, advertisement: Advertisement) -> Path:
         med=advertisement.med,
         prepend=advertisement.prepend,
         communities=normal_communities(advertisement.communities),
+        origin=advertisement.origin,
     )
 
 
@@ -239,7 +240,8 @@ def egress_paths(scene: Scene, group: EgressGroup, rank: int) -> Iterator[Wanted
         communities = normal_communities(how.communities)
         for address in group.egress_ips:
             prefix = prefix_of(address, address.max_prefixlen)
-            path = Path(prefix, None, local_pref, min((how.med or 0) + med, MAX_U32), how.prepend, communities)
+            med_here = min((how.med or 0) + med, MAX_U32)
+            path = Path(prefix, None, local_pref, med_here, how.prepend, communities, how.origin)
             yield Wanted(path, group.ref, how.peers)
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache, reduce
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple, get_args
 
-from bgp.path import Path, normal_communities
+from bgp.path import ORIGINS, Path, normal_communities
 from routerd.memo import by_identity, differing
 from routerd.model import EndpointSlice, ExportRule, Gets, IPAddress, IPNetwork
 from routerd.refs import EGRESS, NODE, SERVICE, Ref
@@ -136,6 +136,7 @@ def _merged(one: Path, other: Path) -> Path:
         med=min(meds, default=None),
         prepend=min(one.prepend, other.prepend),
         communities=normal_communities(one.communities + other.communities),
+        origin=min(one.origin, other.origin, key=ORIGINS.index),
     )
 
 

@@ -78,6 +78,7 @@ PATH: Sentence[Path] = Sentence(
         Part("local_pref", lambda path: () if path.local_pref is None else (f"local-pref {path.local_pref}",)),
         Part("med", lambda path: () if path.med is None else (f"med {path.med}",)),
         Part("prepend", lambda path: _if(f"prepend {path.prepend}", path.prepend)),
+        Part("origin", lambda path: _if(f"origin {path.origin}", path.origin != "igp")),
         Part("communities", lambda path: _if(f"community {_joined(path.communities)}", path.communities)),
     ),
 )

@@ -313,6 +313,7 @@ def _paths(view: View) -> list[Row]:
                     "local_pref": path.local_pref,
                     "med": path.med,
                     "prepend": path.prepend,
+                    "origin": path.origin,
                     "communities": _joined(path.communities),
                     "session": _session_word(view.peers.get(key) or PeerView(key), prefix),
                     "owners": _joined(announced.owners.get(prefix, ())),

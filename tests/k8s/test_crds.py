@@ -144,7 +144,9 @@ _advertisement = st.fixed_dictionaries(
     optional={
         "aggregationLength": _number, "aggregationLengthV6": _number, "localPref": _number, "extra": st.just(1),
         "communities": st.lists(st.sampled_from(["64512:1", "0123:65535", "65536:1", "64512:1:2", "no-export", "none",
-                                                 "1:4294967296:1", "1:2:3:4"]), max_size=2),
+                                                 "1:4294967296:1", "1:2:3:4", "rt:64512:7", "soo:192.0.2.1:7", "rt:1",
+                                                 "link-bandwidth:1:7"]), max_size=2),
+        "origin": st.sampled_from(["igp", "egp", "incomplete", "bgp"]),
     },
 )  # fmt: skip
 _pool: dict[str, st.SearchStrategy[Any]] = {

@@ -354,4 +354,5 @@ def _advertisement(way: Advertisement) -> Json:
         peers=list(way.peers),
         nodeSelectors=list(map(_own, way.node_selectors)),
         serviceSelectors=list(map(_own, way.services)),
+        origin=way.origin if way.origin != default.origin else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bgp.path import WELL_KNOWN_COMMUNITIES
+from bgp.rib import extended
 from routerd.formats.document import Value
 from routerd.formats.legacy_bgp.golang import parse_uint, quote
 from routerd.formats.legacy_bgp.structure import Dialect
@@ -21,13 +22,16 @@ def parse_communities(aliases: dict[str, tuple[str, Value]], dialect: Dialect) -
 
 
 def _community(text: str, dialect: Dialect) -> str:
-    """RFC 1997, "asn:value"; in our dialect also a large one (RFC 8092) and the well-known names.
+    """RFC 1997, "asn:value"; in our dialect also a large one (RFC 8092), an extended one (RFC 4360), and the well-known
+    names.
 
     Raises ValueError with the original's message.
     """
     parts = text.split(":")
     if dialect == "native" and text in WELL_KNOWN_COMMUNITIES:
         return WELL_KNOWN_COMMUNITIES[text]
+    if dialect == "native" and extended.is_named(text):
+        return extended.normal(text)
     bits = 32 if dialect == "native" and len(parts) == 3 else 16
     if len(parts) != 2 and bits == 16:
         raise ValueError(f"invalid community string {quote(text)}")

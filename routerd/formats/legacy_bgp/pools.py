@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from bgp.path import normal_communities
+from bgp.path import ORIGINS, normal_communities
 from routerd.errors import InputError
 from routerd.formats.document import Value
 from routerd.formats.legacy_bgp.communities import Communities, resolve
@@ -13,7 +13,7 @@ from routerd.formats.legacy_bgp.decode import Struct
 from routerd.formats.legacy_bgp.golang import parse_addresses, quote
 from routerd.formats.legacy_bgp.peers import node_selectors, prefixed, selectors
 from routerd.formats.legacy_bgp.structure import Dialect
-from routerd.model import AddressPool, Advertisement, IPNetwork
+from routerd.model import AddressPool, Advertisement, IPNetwork, PathOrigin
 
 Protocol = Literal["bgp", "layer2"]
 Use = Literal["loadbalancer", "egress"]
@@ -151,7 +151,16 @@ def _advertisement(entry: Struct, blocks: list[_Block], communities: Communities
         peers=tuple(text for text, _ in entry.texts("peers")),
         node_selectors=node_selectors(entry),
         services=selectors(entry, "service"),
+        origin=_origin(entry),
     )
+
+
+def _origin(entry: Struct) -> PathOrigin:
+    """In our dialect alone."""
+    text = entry.text("origin") if "origin" in entry.plain else "igp"
+    if text not in ORIGINS:
+        raise entry.at("origin").error(f"found {quote(text)}, expected one of {', '.join(ORIGINS)}")
+    return text
 
 
 def _check_audience(entry: Struct) -> None:

@@ -79,6 +79,7 @@ _ADVERTISEMENT: dict[str, GoType] = {"aggregation-length": INT, "localpref": UIN
 _ADVERTISEMENT_0_12: dict[str, GoType] = {"aggregation-length-v6": INT}
 _ADVERTISEMENT_NATIVE: dict[str, GoType] = {
     "med": UINT32,
+    "origin": STRING,
     "as-path-prepend": GoInteger("int", 0, MAX_PREPEND),
     "peers": STRINGS,
     "node-selectors": GoList(_SELECTOR),

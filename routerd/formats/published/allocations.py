@@ -12,7 +12,7 @@ from hashlib import sha256
 from ipaddress import IPv6Address
 from typing import Literal, cast, get_args
 
-from bgp.path import MAX_PREPEND
+from bgp.path import MAX_PREPEND, ORIGINS
 from routerd.errors import InputError
 from routerd.formats.compose import documents, quoted
 from routerd.formats.document import UNLIMITED, Section, Source, Value
@@ -46,6 +46,7 @@ from routerd.model import (
     NodeBlocks,
     NodeLink,
     NodeReport,
+    PathOrigin,
     PodCount,
     PoolWays,
     Refusal,
@@ -163,6 +164,7 @@ def _way(one: Advertisement) -> str:
         *([f"peers: {_texts(one.peers)}"] if one.peers else ()),
         *([f"nodeSelectors: [{', '.join(map(_selector, one.node_selectors))}]"] if one.node_selectors else ()),
         *([f"serviceSelectors: [{', '.join(map(_selector, one.services))}]"] if one.services else ()),
+        *([f"origin: {one.origin}"] if one.origin != "igp" else ()),
     ]
     return f"{{{', '.join(said)}}}"
 
@@ -279,9 +281,9 @@ def _read_pool(section: Section) -> PoolWays:
 def _read_way(section: Section) -> Advertisement:
     section.only(
         "aggregationLength", "aggregationLengthV6", "localPref", "communities", "med", "asPathPrepend", "peers",
-        "nodeSelectors", "serviceSelectors",
+        "nodeSelectors", "serviceSelectors", "origin",
     )  # fmt: skip
-    med = section.get("med")
+    med, origin = section.get("med"), section.get("origin")
     return Advertisement(
         section.require("aggregationLength").integer(0, 32),
         section.require("aggregationLengthV6").integer(0, 128),
@@ -292,6 +294,7 @@ def _read_way(section: Section) -> Advertisement:
         tuple(item.string() for item in section.items("peers", UNLIMITED)),
         tuple(label_selector(item, strict=True) for item in section.items("nodeSelectors", UNLIMITED)),
         tuple(label_selector(item, strict=True) for item in section.items("serviceSelectors", UNLIMITED)),
+        cast(PathOrigin, origin.choice(*ORIGINS)) if origin is not None else "igp",
     )
 
 

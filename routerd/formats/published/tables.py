@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 from operator import attrgetter
 from typing import Any, Literal, get_args
 
-from bgp.path import MAX_PREPEND
+from bgp.path import MAX_PREPEND, ORIGINS
 from routerd.formats.published.bindings import BINDINGS, MAX_GROUP, NUMBERS
 from routerd.formats.published.interfaces import INTERFACES
 from routerd.formats.published.links import link_row, made_link
@@ -19,6 +19,7 @@ from routerd.model import (
     GatewayMode,
     NodeAddresses,
     NodeBlocks,
+    PathOrigin,
     PoolWays,
     Refusal,
     ServiceAllocation,
@@ -80,10 +81,12 @@ def _pool_row(each: PoolWays) -> Row:
 def _way_row(way: Advertisement) -> Row:
     """Without what only later releases know, where there is nothing of it to say."""
     row: Row = [way.aggregation_length, way.aggregation_length_v6, way.local_pref, list(way.communities)]
-    if way == replace(way, med=None, prepend=0, peers=(), node_selectors=(), services=()):
+    if way == replace(way, med=None, prepend=0, peers=(), node_selectors=(), services=(), origin="igp"):
         return row
     row += [way.med, way.prepend, list(way.peers), [_selector_row(each) for each in way.node_selectors]]
-    return [*row, [_selector_row(each) for each in way.services]] if way.services else row
+    has_origin = way.origin != "igp"
+    row += [[_selector_row(each) for each in way.services]] if way.services or has_origin else []
+    return [*row, way.origin] if has_origin else row
 
 
 def _selector_row(each: LabelSelector) -> Row:
@@ -99,13 +102,17 @@ def _pool(pool: str, protocol: Literal["bgp", "layer2"], ways: list[list[Any]]) 
 
 def _way(
     length: int, length_v6: int, local_pref: int, communities: list[str], med: int | None = None, prepend: int = 0,
-    peers: Sequence[str] = (), nodes: Sequence[Row] = (), services: Sequence[Row] = (),
+    peers: Sequence[str] = (), nodes: Sequence[Row] = (), services: Sequence[Row] = (), origin: PathOrigin = "igp",
 ) -> Advertisement:  # fmt: skip
+    if origin not in ORIGINS:
+        raise ValueError(f"an advertisement: origin {origin!r}")
     in_range = 0 <= length <= 32 and 0 <= length_v6 <= 128 and 0 <= prepend <= MAX_PREPEND
     if not (in_range and all(0 <= number < 2**32 for number in (local_pref, med or 0))):
         raise ValueError("an advertisement: a number is out of its range")
-    takes = (tuple(_selector(*each) for each in selectors) for selectors in (nodes, services))
-    return Advertisement(length, length_v6, local_pref, tuple(communities), med, prepend, tuple(peers), *takes)
+    taken, selected = (tuple(_selector(*each) for each in selectors) for selectors in (nodes, services))
+    return Advertisement(
+        length, length_v6, local_pref, tuple(communities), med, prepend, tuple(peers), taken, selected, origin
+    )
 
 
 def _selector(labels: Sequence[Sequence[str]], wanted: Sequence[tuple[str, Operator, list[str]]]) -> LabelSelector:

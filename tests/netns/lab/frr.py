@@ -110,6 +110,7 @@ def _attributes(entry: Mapping[str, Any], next_hop: str) -> dict[str, str]:
         "med": entry.get("metric"),
         "community": _communities(entry.get("community", {})),
         "large_community": _communities(entry.get("largeCommunity", {})),
+        "ext_community": entry.get("extendedCommunity", {}).get("string"),
     }
     return {
         "origin": entry["origin"],

@@ -37,6 +37,11 @@ from tests.netns.lab.stage import L1, L2, NODE_AS, T1, T2, T3, T4, TOR_AS, Stage
 from tests.waiting import PATIENCE
 
 CAP_NET_BIND_SERVICE = 10  # <linux/capability.h>
+EXTENDED = ("rt:192.0.2.1:7", "rt:64512:7", "link-bandwidth:64512:125000000", "soo:4200000000:7")
+SHOWN = {  # as the lab reads the ToR's own command line; BIRD has no name for the third, and says the bits of its float
+    "bird": ("rt:192:0:2:1:7", "rt:64512:7", "unknown:0x4004:64512:1290693416", "ro:4200000000:7"),
+    "frr": ("RT:192.0.2.1:7", "RT:64512:7", "LB:64512:125000000", "SoO:4200000000:7"),
+}
 
 
 @pytest.fixture(params=TOR_MAKES)
@@ -64,7 +69,7 @@ async def test_paths_follow_the_desired_state(stage: Stage) -> None:
     """Attributes of eBGP and iBGP, both families; changes, withdrawals, and a peer that comes and goes."""
     v4 = paths("192.0.2.1/32", med=5, prepend=2, communities=("64512:1", "64512:7:8"), local_pref=300)
     v6 = paths("2001:db8::1/128", next_hop=ip_address("fd09::1"))
-    v6_ibgp = paths("2001:db8::1/128", local_pref=300, communities=("65535:65281",))
+    v6_ibgp = paths("2001:db8::1/128", local_pref=300, communities=("65535:65281", *EXTENDED), origin="incomplete")
     async with agent(stage) as speaker:
         speaker.set(desired((T1, v4 + v6), (T2, v6_ibgp)))
         assert await speaker.settled(10)
@@ -78,6 +83,9 @@ async def test_paths_follow_the_desired_state(stage: Stage) -> None:
         assert t2["2001:db8::1/128"].attributes["local_pref"] == "300"
         assert t2["2001:db8::1/128"].attributes["community"] == "65535:65281"
         assert t2["2001:db8::1/128"].attributes["as_path"] == ""
+        assert t2["2001:db8::1/128"].attributes["origin"].lower() == "incomplete"
+        said = t2["2001:db8::1/128"].attributes["ext_community"]
+        assert [word for word in SHOWN[stage.make] if word not in said] == [], said
         await stage.until(lambda: states(speaker) == {"up"}, "both sessions up")
         await stage.until(
             lambda: all(stage.bgp.ends_of_rib(peer) >= 2 for peer in ("t1", "t2")), "End-of-RIB of families and peers"
@@ -129,7 +137,7 @@ async def test_a_session_is_ended_with_a_word_though_graceful_restart_is_on(stag
 async def test_an_agent_comes_back(stage: Stage) -> None:
     """The next agent adopts: no session flaps, what is stale goes, what is new comes."""
     communities = normal_communities(["64512:2:1", "no-export", "64512:10", "blackhole", "64512:9", "65535:0"])
-    kept = paths("192.0.2.2/32", communities=communities, med=7)
+    kept = paths("192.0.2.2/32", communities=(*communities, *EXTENDED), med=7, origin="egp")
     before = desired((T1, paths("192.0.2.1/32") + kept), (T2, paths("2001:db8::1/128")))
     async with agent(stage) as speaker:
         speaker.set(before)

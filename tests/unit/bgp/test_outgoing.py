@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from bgp import conf, rib, text, wire
 from bgp.inside import outgoing
 from bgp.inside.commands import Commands
-from bgp.path import IPNetwork, SessionKey, SpeakerPeer, normal_communities
+from bgp.path import ORIGINS, IPNetwork, SessionKey, SpeakerPeer, normal_communities
 from bgp.path import Path as BgpPath
 from tests.models.real_exabgp import loaded
 
@@ -162,6 +162,9 @@ def in_wire_order(prefixes: Iterable[IPNetwork]) -> list[IPNetwork]:
 
 numbers, communities = st.integers(0, 2**32 - 1), st.sets(st.sampled_from([f"64512:{n}" for n in range(90)]))
 large = st.sets(st.sampled_from([f"4200000000:{n}:7" for n in range(30)]))
+extended = st.sets(
+    st.sampled_from([f"{kind}:{admin}:7" for kind in ("rt", "soo") for admin in (1, 70000, "192.0.2.1")])
+)
 sessions = st.builds(
     Session, st.sampled_from([EBGP, IBGP, EBGP6]), asn4=st.booleans(), msg_size=st.sampled_from([1000, 4096]),
     with_path_ids=st.booleans(),
@@ -178,7 +181,8 @@ def test_updates_are_those_of_exabgps_own_encoder(
         prefixes[0], next_hop=data.draw(st.sampled_from([None, ip_address("10.7.7.7"), ip_address("fd07::7")])),
         med=data.draw(st.none() | numbers), local_pref=data.draw(st.none() | numbers),
         prepend=data.draw(st.integers(0, 32)),
-        communities=normal_communities(data.draw(communities) | data.draw(large)),
+        communities=normal_communities(data.draw(communities) | data.draw(large) | data.draw(extended)),
+        origin=data.draw(st.sampled_from(ORIGINS)),
     )  # fmt: skip
     wanted = rib.normal(path, peer)
     if isinstance(wanted, rib.PathRefusal):
@@ -290,7 +294,9 @@ def test_a_command_that_is_none_changes_nothing(exabgp: Exabgp, rest: str) -> No
 def test_the_table_comes_back_as_it_was_told(exabgp: Exabgp) -> None:
     paths = [
         BgpPath(A, med=7, prepend=3, communities=("64512:9", "65535:0", "64512:1:2")),
-        BgpPath(B, ip_address("10.7.7.7")),
+        BgpPath(
+            B, ip_address("10.7.7.7"), communities=("link-bandwidth:1:125000000", "rt:64512:7"), origin="incomplete"
+        ),
         BgpPath(C, communities=normal_communities({f"64512:{n}" for n in range(70)})),
         BgpPath(V6, ip_address("fd07::7")),
     ]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgp import conf, plan, rib, text
-from bgp.path import WELL_KNOWN_COMMUNITIES, Desired, Path, SessionKey, SpeakerPeer, normal_communities
+from bgp.path import ORIGINS, WELL_KNOWN_COMMUNITIES, Desired, Path, SessionKey, SpeakerPeer, normal_communities
 from routerd.formats.compose import value_of
 from routerd.formats.meta import ROUTERD
 from routerd.formats.native import read_address_pool
@@ -28,24 +28,29 @@ IBGP4 = SpeakerPeer(ip_address("10.9.0.3"), ip_address("10.9.0.1"), 64512, 64512
 PEERS = {peer.key: peer for peer in (EBGP, IBGP)}
 
 u16, u32 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)
+hops4 = st.integers(0x01000000, 0xDFFFFFFF).map(IPv4Address)
 communities = st.lists(
     st.one_of(
         st.tuples(u16, u16).map(lambda parts: ":".join(map(str, parts))),
         st.tuples(u32, u32, u32).map(lambda parts: ":".join(map(str, parts))),
         st.sampled_from(["65535:65281", "65535:65282", "65535:65283", "65535:65284", "65535:666"]),
+        st.builds("{}:{}:{}".format, st.sampled_from(["rt", "soo"]), u16, u32),
+        st.builds("{}:{}:{}".format, st.sampled_from(["rt", "soo"]), st.integers(2**16, 2**32 - 1), u16),
+        st.builds("rt:{}:{}".format, hops4, u16),
+        st.builds("link-bandwidth:{}:{}".format, u16, st.integers(0, 2**24)),
     ),
     max_size=4,
     unique=True,
 ).map(normal_communities)
 networks4 = st.tuples(u32, st.integers(0, 32)).map(lambda pair: IPv4Network(pair, strict=False))
 networks6 = st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 128)).map(lambda pair: IPv6Network(pair, strict=False))
-hops4 = st.integers(0x01000000, 0xDFFFFFFF).map(IPv4Address)
 hops6 = st.integers(2**125, 2**126 - 1).map(IPv6Address)
 
 
 def path_of(prefix: st.SearchStrategy, hop: st.SearchStrategy) -> st.SearchStrategy[Path]:
     optional = st.none() | u32
-    return st.builds(Path, prefix, st.none() | hop, optional, optional, st.integers(0, 4), communities)
+    few, origins = st.integers(0, 4), st.sampled_from(ORIGINS)
+    return st.builds(Path, prefix, st.none() | hop, optional, optional, few, communities, origins)
 
 
 any_path = st.one_of(path_of(networks4, hops4), path_of(networks6, hops6))
@@ -118,7 +123,14 @@ def test_a_table_as_exabgp_prints_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "communities", [("64512:9", "64512:10"), ("64512:10", "64512:2:1"), ("65535:0", "65535:666"), ("9:1", "10:1")]
+    "communities",
+    [
+        ("64512:9", "64512:10"),
+        ("64512:10", "64512:2:1"),
+        ("65535:0", "65535:666"),
+        ("9:1", "10:1"),
+        ("9:1", "9:1:1", "rt:192.0.2.1:1", "link-bandwidth:1:125000000", "rt:9:1", "soo:70000:1"),
+    ],
 )
 def test_what_was_announced_with_communities_is_the_same_when_it_is_read_back(
     communities: tuple[str, ...], exabgp: Configuration
@@ -134,6 +146,7 @@ spellings = st.lists(
         st.tuples(u16, u16).map(lambda parts: f"{parts[0]}:{parts[1]:05}"),  # leading zeros
         st.tuples(u32, u32, u32).map(lambda parts: ":".join(map(str, parts))),
         st.sampled_from([*WELL_KNOWN_COMMUNITIES, *WELL_KNOWN_COMMUNITIES.values()]),
+        st.sampled_from(["rt:064512:07", "rt:192.0.2.1:7", "soo:70000:7", "link-bandwidth:1:125000001"]),
     ),
     max_size=6,
 )

@@ -151,6 +151,15 @@ def pool(addresses: str, rest: str = "") -> str:
         (pool("[192.0.2.0/24]", "  bgp-advertisements: [{node-selectors: []}]\n"), "native",
          "parsing address pool #1: parsing BGP communities: an advertisement to no node-selectors: "
          "leave the key out for all (line 5, column 41)"),
+        (pool("[192.0.2.0/24]", "  bgp-advertisements: [{origin: bgp}]\n"), "native",
+         "parsing address pool #1: parsing BGP communities: found \"bgp\", expected one of igp, egp, incomplete "
+         "(line 5, column 33)"),
+        (pool("[192.0.2.0/24]", "  bgp-advertisements: [{communities: ['rt:1:x']}]\n"), "native",
+         "parsing address pool #1: parsing BGP communities: invalid community \"rt:1:x\" in BGP advertisement: "
+         "found 'x', expected a number of 0 to 4294967295 (line 5, column 39)"),
+        (pool("[192.0.2.0/24]", "  bgp-advertisements: [{communities: ['rt:1:1']}]\n"), "metallb-0.12",
+         "parsing address pool #1: parsing BGP communities: invalid community \"rt:1:1\" in BGP advertisement: "
+         "invalid community string \"rt:1:1\" (line 5, column 39)"),
         (peer("  hold-time: 20h\n"), "native",
          'parsing peer #1: invalid hold time "20h": must be at most 65535s (line 5, column 14)'),
         (pool("[192.0.2.0/24]", "  uses: [egres]\n"), "native",

@@ -39,6 +39,7 @@ def test_pool_with_everything() -> None:
   disabled: true
   advertisements:
   - {aggregationLength: 32, aggregationLengthV6: 120, localPref: 7, communities: [no-export, "064512:01", 1:2:3, 9:9]}
+  - {communities: ["link-bandwidth:64512:125000001", "soo:07:1", "9:9", "rt:192.0.2.1:7"], origin: egp}
   - {med: 0, asPathPrepend: 2, peers: [tor-a], nodeSelectors: [{matchLabels: {rack: a}}]}
   - {serviceSelectors: [{matchLabels: {tier: web}}, {}]}
 """
@@ -55,6 +56,9 @@ def test_pool_with_everything() -> None:
         disabled=True,
         advertisements=(
             Advertisement(32, 120, 7, ("9:9", "64512:1", "65535:65281", "1:2:3")),
+            Advertisement(
+                communities=("9:9", "rt:192.0.2.1:7", "soo:7:1", "link-bandwidth:64512:125000000"), origin="egp"
+            ),
             Advertisement(med=0, prepend=2, peers=("tor-a",), node_selectors=(LabelSelector((("rack", "a"),)),)),
             Advertisement(services=(LabelSelector((("tier", "web"),)), LabelSelector())),
         ),
@@ -145,6 +149,11 @@ def test_policy_with_everything() -> None:
         (POOL + "  blocks: [192.0.2.0/24]\n  advertisements: [{communities: [65536:1]}]",
          '6:35: spec.advertisements[0].communities[0]: found "65536:1", expected a community such as 64512:1, '
          "64512:1:2 or no-export"),
+        (POOL + "  blocks: [192.0.2.0/24]\n  advertisements: [{communities: ['rt:70000:65536']}]",
+         "6:35: spec.advertisements[0].communities[0]: extended community 'rt:70000:65536': found '65536', "
+         "expected a number of 0 to 65535"),
+        (POOL + "  blocks: [192.0.2.0/24]\n  advertisements: [{origin: bgp}]",
+         '6:29: spec.advertisements[0].origin: found "bgp", expected igp, egp or incomplete; did you mean "igp"?'),
         (POOL + "  blocks: [192.0.2.0/24]\n  advertisements: [{asPathPrepend: 33}]",
          "6:36: spec.advertisements[0].asPathPrepend: found \"33\", expected an integer from 0 to 32"),
         (POOL + "  blocks: [192.0.2.0/24]\n  advertisements: [{peers: []}]",

@@ -60,7 +60,7 @@ KINDS = {
         lambda path: of_bgp(replace(BGP, ribs={SESSION_KEY: {VIP: path}})),
         {
             "prefix": ip_network("192.0.2.2/32"), "next_hop": OTHER, "local_pref": 0, "med": 0, "prepend": 1,
-            "communities": ("64512:1",),
+            "communities": ("64512:1",), "origin": "egp",
         },
     ),
     "session": Kind(

@@ -301,8 +301,10 @@ PASSIVE = (
     Peer(ip_address("10.0.3.3"), 1, 2, listen_port=179),
 )
 BY_FILE = Peer(ip_address("10.0.2.1"), 1, 2, password_file="tor", gets=())  # which has no password beside it
-WHOLE_WAY = Advertisement(30, 120, 7, ("64512:1", "64512:1:2"), 0, 2, ("tor",), (LabelSelector((("rack", "a"),)),),
-                          (LabelSelector((("tier", "web"),)), LabelSelector()))  # fmt: skip
+WHOLE_WAY = Advertisement(
+    30, 120, 7, ("64512:1", "64512:1:2", "rt:1:2"), 0, 2, ("tor",), (LabelSelector((("rack", "a"),)),),
+    (LabelSelector((("tier", "web"),)), LabelSelector()), "egp",
+)  # fmt: skip
 WHOLE_POOL = AddressPool(
     "Any name", (IPv4Network("192.0.2.0/28"),), uses=frozenset({"egress"}), auto_assign=False, avoid_buggy_ips=True,
     priority=-3, disabled=True, advertisements=(WHOLE_WAY, Advertisement()),
