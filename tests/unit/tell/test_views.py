@@ -77,6 +77,21 @@ def test_routes_are_shown_with_what_the_kernel_has_of_them() -> None:
     assert (row["prefix"], row["by"], row["next_hops"]) == (str(block), "bgp", "10.0.0.12,10.0.0.1")
 
 
+def test_a_blackhole_is_shown_with_what_the_kernel_has_of_it() -> None:
+    whole = ip_network("192.0.2.0/24")
+    pool = cluster.pool(advertisements=(cluster.advertisement(aggregation_length=24),))
+    state = compose(cluster.snapshot(pools={"default": pool}), Settings("a"), LocalFacts(sessions=LOCAL))
+    shown = {
+        "wanted": None,
+        "pending": Observed(),
+        "installed": Observed(verdicts={whole: "blackhole"}),
+        "taken": Observed(verdicts={whole: "throw"}),
+    }
+    for word, observed in shown.items():
+        (row,) = rows("routes", replace(view(), state=state, routes=RouteStatus(observed)))
+        assert list(row.values()) == [str(whole), "", "aggregate", "blackhole", "", word]
+
+
 def test_whose_an_address_of_the_node_is() -> None:
     (row,) = rows("pod-addresses", replace(view(), now=100.0))
     assert list(row.values()) == ["10.1.0.2", "10.1.0.0/24", "used", "default/web-0", "pods", "eth0", "c1", 10]
