@@ -123,11 +123,11 @@ def test_the_state_of_the_configuration_is_shown_by_the_operator() -> None:
             async with operator(api, metallb_status=True):
 
                 async def is_valid() -> bool:
-                    return await state(api) == {"result": "Valid", "lastError": ""}
+                    return await state(api) == {"result": "Valid", "errorSummary": "", "lastError": ""}
 
                 async def is_invalid() -> bool:
                     found = await state(api)
-                    return found.get("result") == "Invalid" and "my-asn" in found["lastError"]
+                    return found.get("result") == "Invalid" and "my-asn" in found["lastError"] == found["errorSummary"]
 
                 await eventually(is_valid, "all is well")
                 await api.apply(config_map("kube-system", "bgp-config", {"config.yaml": "peers: [{my-asn: x}]"}))

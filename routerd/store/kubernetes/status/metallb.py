@@ -1,7 +1,7 @@
 """Objects by which MetalLB shows how things stand (metallb.io/v1beta1), where somebody reads these. Pure.
 
 A ServiceBGPStatus says to which peers a node announces a Service's addresses, whether or not their sessions are up; the
-ConfigurationState of the operator whether what is configured can be used. Both are as MetalLB 0.16 has them, and lie in
+ConfigurationState of the operator whether what is configured can be used. Both are as MetalLB has them, and lie in
 routerd's own namespace.
 """
 
@@ -21,6 +21,7 @@ SERVICE_STATUSES = BY_NAME["metallb.io", "ServiceBGPStatus"]
 CONFIGURATION_STATES = BY_NAME["metallb.io", "ConfigurationState"]
 OWNER_LABEL = "routerd.io/status-of"  # whose they are: a node's agent, or the operator
 OPERATOR = "operator"
+ERRORS = ("errorSummary", "lastError")  # as its releases call it: an API server drops what its CRD has not
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _CONFIGURING = {kind.name for kind in KINDS if not {"bgp", "pools"}.isdisjoint(kind.parts)} | {PEER, BGP}
 
@@ -61,9 +62,8 @@ def configuration_state(snapshot: Snapshot) -> dict[str, Shown]:
         result, error = "Invalid", _first_of(wrong)
     else:
         result, error = "Unknown" if snapshot.bgp is None or snapshot.pools is None else "Valid", ""
-    return {
-        "routerd-operator": Shown({"metallb.io/component-type": "controller"}, {"result": result, "lastError": error})
-    }
+    status = {"result": result, **dict.fromkeys(ERRORS, error)}
+    return {"routerd-operator": Shown({"metallb.io/component-type": "controller"}, status)}
 
 
 def _first_of(refusals: list[Refusal]) -> str:

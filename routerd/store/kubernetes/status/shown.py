@@ -111,4 +111,5 @@ __all__ = ["Shown", "ShownObjects"]
 
 
 def _says(there: Status | None, wanted: Status) -> bool:
-    return there is not None and all(there.get(key) == value for key, value in wanted.items())
+    """What is empty need not stand there."""
+    return there is not None and all((there.get(key) or None) == (value or None) for key, value in wanted.items())
