@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from routerd.store.kubernetes.resources import EVENTS, LEASES, REPORTS, heartbeat_lease
+from routerd.store.kubernetes.status.metallb import SERVICE_STATUSES
 from tests.models.cel import evaluated
 
 DEPLOY = Path(__file__).parents[2] / "configs" / "deploy"
@@ -81,6 +82,20 @@ def test_an_agent_neither_writes_nor_takes_an_event_of_others(other: dict[str, A
     refused = ["an agent on node n1 may not write that of web-1.0a"]
     assert admitted(AGENT, "n1", EVENTS.plural, "web-1.0a", other) == refused
     assert admitted(AGENT, "n1", EVENTS.plural, "web-1.0a", event_of("n1"), other) == refused
+
+
+def shown(node: str) -> dict[str, Any]:
+    """A status of a Service on that node; "" = it does not say which."""
+    return {"metadata": {"name": "bgp-1", "labels": {"metallb.io/node": node} if node else {}}}
+
+
+def test_an_agent_shows_the_services_of_its_own_node_alone() -> None:
+    assert admitted(AGENT, "n1", SERVICE_STATUSES.plural, "bgp-1", shown("n1")) == []
+    assert admitted(AGENT, "n1", SERVICE_STATUSES.plural, "bgp-1", shown("n1"), shown("n1")) == []
+    refused = ["an agent on node n1 may not write that of bgp-1"]
+    assert admitted(AGENT, "n1", SERVICE_STATUSES.plural, "bgp-1", shown("n2")) == refused
+    assert admitted(AGENT, "n1", SERVICE_STATUSES.plural, "bgp-1", shown("")) == refused
+    assert admitted(AGENT, "n1", SERVICE_STATUSES.plural, "bgp-1", shown("n1"), shown("n2")) == refused
 
 
 def test_a_token_that_names_no_node_writes_nothing() -> None:
