@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgp.path import MAX_PREPEND
+from bgp.path import MAX_PREPEND, ORIGINS
 from routerd.errors import InputError
 from routerd.formats.published.allocations import (
     parse_node_report,
@@ -75,7 +75,7 @@ selectors = st.builds(LabelSelector, st.sampled_from([(), (("rack", "a"),)]), st
 ways = st.builds(
     Advertisement, st.integers(0, 32), st.integers(0, 128), numbers, texts, st.none() | numbers,
     st.integers(0, MAX_PREPEND), texts, st.lists(selectors, max_size=2).map(tuple),
-    st.lists(selectors, max_size=2).map(tuple),
+    st.lists(selectors, max_size=2).map(tuple), st.sampled_from(ORIGINS),
 )  # fmt: skip
 pools = st.builds(PoolWays, names, st.sampled_from(["bgp", "layer2"]), st.lists(ways, max_size=2).map(tuple))
 
