@@ -360,15 +360,26 @@ struct pseudo6 {
 	__be32 next;
 };
 
-/* To `length` bytes, which are all written anew. The kernel cuts none at the end of a packet that it takes
- * for one in a tunnel, as it does behind outer headers that a stack on this machine had put on: they go at
- * the beginning then.
+/* Longer than what comes before the transport's checksum begins, and what of the packet stays. */
+#define CUT_FROM (IP_OFFSET + 160)
+#define LAST_CUT 8
+
+/* To `length` bytes, which are all written anew. They are cut off at the beginning, in two cuts: at the
+ * second one the kernel sees that where a NIC was to begin its checksum (CHECKSUM_PARTIAL: of a stack on this
+ * machine, of segments that were put together) has gone, and asks none for that any more. A packet that it
+ * takes for one in a tunnel, as behind outer headers that a stack on this machine had put on, gets no other
+ * end: a short one is cut once.
  */
 static __always_inline long shorten(struct __sk_buff *skb, __u32 length)
 {
-	return bpf_skb_change_tail(skb, length, 0) &&
-	       bpf_skb_adjust_room(skb, (__s32)(length - skb->len), BPF_ADJ_ROOM_MAC,
-				   BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+	__s32 cut;
+
+	bpf_skb_change_tail(skb, CUT_FROM, 0);
+	cut = (__s32)(skb->len - length);
+	if (cut <= LAST_CUT)
+		return bpf_skb_adjust_room(skb, -cut, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+	return bpf_skb_adjust_room(skb, LAST_CUT - cut, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
+	       bpf_skb_adjust_room(skb, -LAST_CUT, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET);
 }
 
 /* The packet becomes the `size` bytes that `error` holds, the last `quoted` of which are its own; Ethernet

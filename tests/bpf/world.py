@@ -346,6 +346,15 @@ class World:
         finally:
             self.maps["settings"].put(key, before)
 
+    @contextmanager
+    def without_offload(self, device: str) -> Iterator[None]:
+        """The kernel computes the checksums that a sender left to the NIC."""
+        self._namespace.compute_checksums(device, offloaded=False)
+        try:
+            yield
+        finally:
+            self._namespace.compute_checksums(device, offloaded=True)
+
     def wire(self, device: str) -> Wire:
         return Wire(f"{device}_peer")
 

@@ -1,4 +1,6 @@
-"""Both families through the datapath, from a pod to a server beyond the ToR and back."""
+"""Both families through the datapath, from a pod to a server beyond the ToR and back. In one of the two labs the nodes'
+NICs compute no checksums, so that a wrong one is wrong where it arrives.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import IPv6Network, ip_address
 
 import pytest
@@ -41,8 +44,19 @@ def cluster(request: pytest.FixtureRequest, clean_labs: list[str]) -> Iterator[C
         selected = dict.fromkeys(("sel", "selgw", "selgw2", "narrow", "narrowgw"), ("world",))
         built = Cluster(lab, policies={"world": policy}, selected=selected)
         built.apply()
+        checksums_by_nics(built, of_nics(built))
         yield built
         built.close()
+
+
+def of_nics(cluster: Cluster) -> bool:
+    """Whether the lab's NICs compute checksums where a test does not ask."""
+    return cluster.lab.cni == "bridge"
+
+
+def checksums_by_nics(cluster: Cluster, offloaded: bool) -> None:
+    for node in cluster.lab.nodes.values():
+        node.compute_checksums("eth0", offloaded=offloaded)
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -254,12 +268,10 @@ def by_link(cluster: Cluster) -> Iterator[Cluster]:
     """Nodes send each other packets as they are; their NICs compute no checksums."""
     cluster.transport = "direct"
     cluster.apply()
-    nodes = [cluster.lab.node(name) for name in cluster.lab.nodes]
-    for node in nodes:
-        node.compute_checksums("eth0", offloaded=False)
+    checksums_by_nics(cluster, offloaded=False)
     yield cluster
-    for node in nodes:
-        node.compute_checksums("eth0", offloaded=True)
+    checksums_by_nics(cluster, of_nics(cluster))
+    for node in cluster.lab.nodes.values():
         node.sysctl({"net.ipv4.conf.all.rp_filter": 0})
     cluster.transport = "vxlan"
     cluster.apply()
@@ -286,8 +298,31 @@ def test_nodes_on_one_link_need_no_tunnel(by_link: Cluster, version: int, rp_fil
         assert more[gateway]["reversed_direct"] and not more[gateway]["reversed"]
 
 
+@pytest.fixture
+def by_own_node(cluster: Cluster) -> Iterator[Cluster]:
+    """Packets leave by the pod's own node; only answers come by gateways."""
+    usual = cluster.policies["world"]
+    cluster.policies["world"] = replace(usual, exit_local=True)
+    cluster.apply()
+    yield cluster
+    cluster.policies["world"] = usual
+    cluster.apply()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_selected_pods_leave_by_their_own_node_where_the_policy_says_so(by_own_node: Cluster, version: int) -> None:
+    before = by_own_node.counters("worker")
+    pod, server = by_own_node.lab.pod("sel"), SERVER[version]
+    assert (pod.get(server).source, pod.ask(server).source) == (EGRESS[version],) * 2
+    assert pod.ping(server)
+    more = Counter(by_own_node.counters("worker")) - Counter(before)
+    assert more["translated"] >= 3 and not more["encapsulated"]
+
+
 def test_no_checksum_was_wrong(cluster: Cluster) -> None:
-    for host in (cluster.lab.fw, cluster.lab.pod("sel"), cluster.lab.pod("selgw")):
+    """Of all that came by any of the ways above."""
+    lab = cluster.lab
+    for host in (lab.fw, *lab.pods.values(), *lab.nodes.values()):
         said = host.run(["cat", "/proc/net/snmp", "/proc/net/snmp6"])
         wrong = {name: int(count) for name, count in re.findall(r"(\w*InCsumErrors)\s+(\d+)", said) if int(count)}
         assert not wrong, host.label
