@@ -20,6 +20,8 @@
 #   make bench-bgp   paths to a ToR: routerd's ExaBGP and the stock one, BIRD, FRR (SPEAKERS=bird,routerd, CASES=10000x32)
 #   make bench-routes   10,000 routes to other nodes' pods: put, read back, moved, removed
 #   make bench-cni   what the CNI plugin adds to a pod's start (PODS=500, AT_ONCE=16)
+#   make bench-begin   a published port set until it is in use, a pod's first packet until its answer
+#   make bench-entries   100,000 map entries: from a snapshot to the kernel, and one changed pod among them
 #   make bench-failover   a gateway dies, is drained, is added: time without packets, connections lost (RUNS=200)
 #   make bench-ipam   what addresses cost: a million of a /8, netaddr beside it, the operator with 10,000 services
 #   make bench-cloud   a thousand instances' pods at once on fake clouds that throttle (INSTANCES=…)
@@ -29,7 +31,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: setup kernel kernels check test fuzz verified chaos soak partitions cloud-faults demo demo-cloud demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ipam bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-failover bench-routes lock image bpf wheel clean
+.PHONY: setup kernel kernels check test fuzz verified chaos soak partitions cloud-faults demo demo-cloud demo-down bench bench-react bench-bgp bench-k8s bench-allocations bench-ipam bench-cloud bench-ports bench-rounds bench-packets bench-egress bench-way bench-cni bench-begin bench-entries bench-failover bench-routes lock image bpf wheel clean
 
 setup:
 	@tools/setup
@@ -117,6 +119,12 @@ bench-ports: setup
 
 bench-rounds: setup
 	@$(PY) -m tests.bench.rounds
+
+bench-begin: setup
+	@$(PY) -m tests.bench.begin
+
+bench-entries: setup
+	@$(PY) -m tests.bench.entries
 
 bench-failover: setup
 	@$(PY) -m tests.bench.failover $(if $(RUNS),--runs $(RUNS))
