@@ -139,6 +139,7 @@ class SpeakerPeer:
     interface: str = ""  # by which alone the session goes; "" = by any
     imports: tuple[IPNetwork, ...] = ()  # paths of what is in these are taken; () = of nothing
     description: str = ""
+    override: str = ""  # by which the node's session is other than those of other nodes; for people
 
     @property
     def key(self) -> SessionKey:

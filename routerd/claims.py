@@ -90,7 +90,8 @@ class Hosts:
 
     def take(self, snapshot: Snapshot) -> tuple[Came, Came]:
         """What changed of services and of pods."""
-        self._peers = frozenset(key_of(peer.address) for peer in (snapshot.bgp.peers if snapshot.bgp else ()))
+        peers = snapshot.bgp.peers if snapshot.bgp else ()
+        self._peers = frozenset(key_of(address) for peer in peers for address in peer.addresses)
         return self.services.update(snapshot.services or {}), self.pods.update(snapshot.pods or {})
 
     def may_have(self, address: IPAddress) -> bool:
@@ -155,8 +156,9 @@ def hosts(
 ) -> Iterator[tuple[IPAddress, str]]:
     """Addresses of peers, services and pods that are `wanted`. `balanced`: whose load balancer's addresses count."""
     for peer in snapshot.bgp.peers if snapshot.bgp else ():
-        if peer.address in wanted:
-            yield peer.address, f"the address of {peer.ref}"
+        for address in peer.addresses:
+            if address in wanted:
+                yield address, f"the address of {peer.ref}"
     for service in (snapshot.services or {}).values():
         yield from of_service(wanted, snapshot, service, balanced)
     for pod in (snapshot.pods or {}).values():

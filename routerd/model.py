@@ -307,6 +307,24 @@ class ExportRule:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerOverride:
+    """What some nodes have otherwise of a peer; None = as the peer says. `nodes` and `node_selectors` must both take a
+    node; () = any.
+    """
+
+    name: str  # for messages
+    nodes: tuple[str, ...] = ()
+    node_selectors: tuple[LabelSelector, ...] = ()  # OR
+    address: IPAddress | None = None
+    local_as: int | None = None
+    router_id: IPv4Address | None = None
+    source_address: IPAddress | None = None
+    listen_port: int | None = None
+    password: str | None = field(default=None, repr=False)
+    password_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """A BGP peer as configured; times in seconds. Which nodes open the session is `node_selectors` (OR; none = all)."""
 
@@ -337,8 +355,15 @@ class Peer:
     gets: tuple[Gets, ...] = ("services", "pod-cidrs", "egress")  # beside that for which advertisements name it
     export: tuple[ExportRule, ...] = ()  # in this order
     node_selectors: tuple[LabelSelector, ...] = ()
+    overrides: tuple[PeerOverride, ...] = ()  # the first that takes a node counts there
+    overridden: str = ""  # of a node's own peer, by which of them
     name: str = ""  # for messages; "" = the address
     origin: Origin = Origin()
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """Its own, and those that it has for some nodes."""
+        return (self.address, *(each.address for each in self.overrides if each.address is not None))
 
     @property
     def label(self) -> str:

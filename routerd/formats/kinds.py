@@ -51,7 +51,7 @@ from routerd.refs import NODE, SERVICE
 
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
 _Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool
-_Ciliums = cilium_bgp.ClusterConfig | cilium_bgp.PeerConfig | cilium_bgp.Advertised
+_Ciliums = cilium_bgp.ClusterConfig | cilium_bgp.PeerConfig | cilium_bgp.NodeOverride | cilium_bgp.Advertised
 _Calicos = calico_bgp.Configuration | calico_bgp.FilteredPeer | calico_filters.Filter
 _Peers = LegacyConfig | BfdProfile | _Ciliums | _Calicos
 Object = _Cluster | claims.ClaimedDevices | _Pools | _Peers | EgressPolicy | Allocations | NodeReport
@@ -72,6 +72,7 @@ _RESTS: Mapping[tuple[str, str], frozenset[str]] = {
     ("", "ConfigMap"): frozenset({"bgp", "pools"}),
     ("cilium.io", "CiliumBGPClusterConfig"): frozenset({"bgp"}),
     ("cilium.io", "CiliumBGPPeerConfig"): frozenset({"bgp"}),
+    ("cilium.io", "CiliumBGPNodeConfigOverride"): frozenset({"bgp"}),
     **{(group, name): frozenset({"bgp"}) for group in _CALICOS for name in ("BGPConfiguration", "BGPFilter")},
 }
 
@@ -108,8 +109,8 @@ class Kind:
         """Parts that are not known, after a start, before each object of the kind has said something.
 
         A BGP ConfigMap that is wrong may name any peer: without it every session would be ended. So may a
-        CiliumBGPClusterConfig, and a CiliumBGPPeerConfig, a BGPConfiguration and a BGPFilter are how they are. Of all
-        other kinds a wrong object costs itself.
+        CiliumBGPClusterConfig, and a CiliumBGPPeerConfig, a CiliumBGPNodeConfigOverride, a BGPConfiguration and a
+        BGPFilter are how they are. Of all other kinds a wrong object costs itself.
         """
         return _RESTS.get((self.group, self.name), frozenset())
 
@@ -214,6 +215,10 @@ _FOREIGN = (
         reader=cilium_bgp.read_peer_config, parts=("bgp",), read_by=BOTH,
     ),
     Kind(
+        "cilium.io", "v2", "CiliumBGPNodeConfigOverride", "ciliumbgpnodeconfigoverrides",
+        reader=_plain(cilium_bgp.read_node_override), parts=("bgp",), read_by=BOTH,
+    ),
+    Kind(
         "cilium.io", "v2", "CiliumBGPAdvertisement", "ciliumbgpadvertisements",
         reader=cilium_bgp.read_advertisement, parts=("bgp", "pools"), read_by=BOTH,
     ),
@@ -290,7 +295,6 @@ _FOREIGN = (
 _PEERS = "write its peers in the BGP ConfigMap"
 _POLICY = "write it as an EgressPolicy"
 _REFUSED = (
-    Kind("cilium.io", "v2", "CiliumBGPNodeConfigOverride", instead=_PEERS),
     Kind("cilium.io", "v2alpha1", "CiliumBGPPeeringPolicy", instead=_PEERS),
     Kind("metallb.io", "v1beta1", "L2Advertisement", instead="what is announced is announced by BGP"),
     Kind("isovalent.com", "v1", "IsovalentEgressGatewayPolicy", instead=_POLICY),

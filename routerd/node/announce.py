@@ -109,7 +109,8 @@ def _others(snapshot: Snapshot, allocations: Allocations) -> dict[IPAddress, Ref
     """Of egress groups, nodes and peers."""
     found = {address: group.ref for group in allocations.groups for address in group.egress_ips}
     found |= {address: node.ref for node in (snapshot.nodes or {}).values() for address in node.addresses}
-    return found | {peer.address: peer.ref for peer in (snapshot.bgp.peers if snapshot.bgp else ())}
+    peers = snapshot.bgp.peers if snapshot.bgp else ()
+    return found | {address: peer.ref for peer in peers for address in peer.addresses}
 
 
 def _operator_refusals(allocations: Allocations) -> dict[Ref, Refusal]:

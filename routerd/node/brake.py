@@ -126,10 +126,10 @@ class _Causes:
         return key in (self.now.policies or {}) or (former is not None and self.was_deleted(former.origin))
 
     def explain_peer(self, address: IPAddress) -> bool:
-        if any(each.address == address for each in (self.now.bgp.peers if self.now.bgp else ())):
+        if any(address in each.addresses for each in (self.now.bgp.peers if self.now.bgp else ())):
             return True  # not from this node any more
         former = self.before.bgp.peers if self.before.bgp else ()
-        return any(self.was_deleted(each.origin) for each in former if each.address == address)
+        return any(self.was_deleted(each.origin) for each in former if address in each.addresses)
 
 
 # --- the decision

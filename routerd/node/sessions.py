@@ -12,12 +12,13 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from bgp.path import Family, SessionKey, SpeakerPeer
-from routerd.model import IPAddress, IPFamily, Node, Peer, Peering, Refusal, Snapshot
+from routerd.model import IPAddress, IPFamily, Node, Peer, Peering, PeerOverride, Refusal, Snapshot
 from routerd.selectors import matches_any
 
 FAMILIES: Mapping[IPFamily, Family] = {"IPv4": "ipv4 unicast", "IPv6": "ipv6 unicast"}
 
 BGP_PORT = 179
+OVERRIDABLE = ("address", "local_as", "router_id", "source_address", "listen_port", "password", "password_file")
 
 
 def _first_ipv4(addresses: Iterable[IPAddress]) -> IPv4Address | None:
@@ -64,6 +65,7 @@ def session(
         max_prefixes=peer.max_prefixes,
         interface=peer.interface,
         description=peer.name,
+        override=peer.overridden,
     )
 
 
@@ -128,8 +130,27 @@ def _twin(opened: SpeakerPeer, others: Iterable[SpeakerPeer], peer: Peer) -> Ref
 
 
 def peers_here(peers: Iterable[Peer], node: Node) -> tuple[Peer, ...]:
-    """The peers whose node selectors take `node`."""
-    return tuple(peer for peer in peers if matches_any(peer.node_selectors, node.labels))
+    """The peers whose node selectors take `node`, as their overrides have them there."""
+    return tuple(_as_here(peer, node) for peer in peers if matches_any(peer.node_selectors, node.labels))
+
+
+def _as_here(peer: Peer, node: Node) -> Peer:
+    override = next((each for each in peer.overrides if _takes(each, node)), None)
+    return peer if override is None else overridden(peer, override)
+
+
+def _takes(override: PeerOverride, node: Node) -> bool:
+    return (not override.nodes or node.name in override.nodes) and matches_any(override.node_selectors, node.labels)
+
+
+def overridden(peer: Peer, override: PeerOverride) -> Peer:
+    """A source address stands in place of the interface that would say one, and a password in place of its file."""
+    said = {name: value for name in OVERRIDABLE if (value := getattr(override, name)) is not None}
+    if "source_address" in said:
+        said["source_interface"] = ""
+    if "password" in said or "password_file" in said:
+        said = {"password": "", "password_file": "", **said}
+    return replace(peer, **said, overrides=(), overridden=override.name)
 
 
 class Way(NamedTuple):

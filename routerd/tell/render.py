@@ -115,6 +115,7 @@ SESSION: Sentence[SpeakerPeer] = Sentence(
         Part("max_prefixes", lambda peer: _if(f"max-prefixes {peer.max_prefixes}", peer.max_prefixes)),
         Part("extended_next_hop", lambda peer: _if("extended-next-hop", peer.extended_next_hop)),
         Part("description", lambda peer: _if(f"name {peer.description!r}", peer.description)),
+        Part("override", lambda peer: _if(f"by {peer.override}", peer.override)),
         Part("password", lambda peer: _if("md5", peer.password)),
     ),
 )

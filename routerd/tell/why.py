@@ -281,7 +281,7 @@ def _unread(snapshot: Snapshot, key: str) -> Step:
 def _peers_step(scene: Scene, announced: Announcements | None) -> Step:
     question = f"has node {scene.node.name} a session to announce to?"
     if announced and announced.desired.peers:
-        return Step(question, True, detail=", ".join(session_names(announced.desired.peers).values()))
+        return Step(question, True, detail=", ".join(_with_overrides(announced.desired.peers)))
     if not scene.peers:
         return Step(question, False, "NoPeers", "no BGP peer is configured")
     here = peers_here(scene.peers, scene.node)
@@ -290,6 +290,12 @@ def _peers_step(scene: Scene, announced: Announcements | None) -> Step:
     refused = [r for r in (announced.refusals if announced else ()) if r.object.kind == PEER]
     detail = "; ".join(f"{r.object}: {r.reason}: {r.message}" for r in refused)
     return Step(question, False, "NoPeers", detail or "no session can be opened")
+
+
+def _with_overrides(sessions: Mapping[SessionKey, SpeakerPeer]) -> Iterator[str]:
+    for key, name in session_names(sessions).items():
+        override = sessions[key].override
+        yield f"{name} (by {override})" if override else name
 
 
 def _prefix_steps(prefix: IPNetwork, announced: Announcements | None, views: Views) -> Iterator[Step]:

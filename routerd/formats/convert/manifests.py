@@ -25,6 +25,7 @@ from routerd.model import (
     IPNetwork,
     LabelSelector,
     Peer,
+    PeerOverride,
     PodSelection,
     PortRange,
     ServiceSelection,
@@ -259,6 +260,7 @@ def _peer(peer: Peer, profiles: dict[Bfd, str]) -> Json:
             "bfd-profile": profiles[peer.bfd] if peer.bfd is not None and is_shared else None,
             "bfd": _bfd(peer.bfd) if peer.bfd is not None and not is_shared else None,
             "node-selectors": _selectors(peer.node_selectors),
+            "node-overrides": list(map(_override, peer.overrides)),
             "export": list(map(_export_rule, peer.export)),
         }
     ) | ({"announce": list(peer.gets)} if peer.gets != default.gets else {})  # empty: for what names it alone
@@ -275,6 +277,22 @@ def _export_rule(rule: ExportRule) -> Json:
             "min-length": rule.min_length or None,
             "max-length": rule.max_length if rule.max_length != default.max_length else None,
             "communities": list(rule.communities),
+        }
+    )
+
+
+def _override(override: PeerOverride) -> Json:
+    return _given(
+        **{
+            "nodes": list(override.nodes),
+            "node-selectors": _selectors(override.node_selectors),
+            "peer-address": str(override.address or "").partition("%")[0],
+            "my-asn": override.local_as,
+            "router-id": str(override.router_id or ""),
+            "source-address": str(override.source_address or ""),
+            "listen-port": override.listen_port,
+            "password": override.password,
+            "password-file": override.password_file,
         }
     )
 

@@ -161,6 +161,7 @@ _SAID_BY_OTHERS = (  # peers and pools say what these say
     PoolAdvertisement,
     CommunityNames,
     cilium_bgp.PeerConfig,
+    cilium_bgp.NodeOverride,
     cilium_bgp.Advertised,
     calico_bgp.Configuration,
     calico_filters.Filter,

@@ -16,8 +16,8 @@ from routerd.formats.foreign.calico_filters import EVERYTHING, Filter, PeerType,
 from routerd.formats.foreign.calico_selectors import alternatives
 from routerd.formats.legacy_bgp.decode import as_number
 from routerd.formats.legacy_bgp.golang import parse_duration, whole_seconds
-from routerd.formats.legacy_bgp.peers import MAX_RESTART_TIME
 from routerd.formats.legacy_bgp.structure import MAX_HOPS
+from routerd.formats.legacy_bgp.times import MAX_RESTART_TIME
 from routerd.formats.meta import Meta, read_meta
 from routerd.formats.native import read_community
 from routerd.model import Bfd, ExportRule, Gets, IPAddress, IPNetwork, Peer, Refusal

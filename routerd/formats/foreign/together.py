@@ -31,7 +31,10 @@ def together(objects: Iterable[object], pools: Mapping[str, AddressPool], *, unr
         pools, _of(objects, PoolAdvertisement), _of(objects, CommunityNames), unread=unread
     )
     theirs = cilium_bgp.joined(
-        _of(objects, cilium_bgp.ClusterConfig), _of(objects, cilium_bgp.PeerConfig), _of(objects, cilium_bgp.Advertised)
+        _of(objects, cilium_bgp.ClusterConfig),
+        _of(objects, cilium_bgp.PeerConfig),
+        _of(objects, cilium_bgp.Advertised),
+        _of(objects, cilium_bgp.NodeOverride),
     )
     calicos = calico_bgp.joined(
         _of(objects, calico_bgp.Configuration), _of(objects, calico_bgp.FilteredPeer), _of(objects, Filter)

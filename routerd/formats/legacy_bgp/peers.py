@@ -9,20 +9,18 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, get_args
 
 from routerd.errors import InputError
-from routerd.formats.document import Value
 from routerd.formats.legacy_bgp.bfd import Profile, read_bfd
 from routerd.formats.legacy_bgp.communities import Communities
 from routerd.formats.legacy_bgp.decode import Struct
 from routerd.formats.legacy_bgp.export import read_export
-from routerd.formats.legacy_bgp.golang import parse_duration, parse_ip, quote, whole_seconds
+from routerd.formats.legacy_bgp.golang import parse_ip, quote, whole_seconds
 from routerd.formats.legacy_bgp.labels import selector
 from routerd.formats.legacy_bgp.structure import Dialect
-from routerd.model import Bfd, ExportRule, Gets, IPAddress, IPFamily, Origin, Peer, Refusal
+from routerd.formats.legacy_bgp.times import MAX_HOLD_TIME, connect_retry, hold_time, keepalive_time, restart_time
+from routerd.model import Bfd, ExportRule, Gets, IPAddress, IPFamily, Origin, Peer, PeerOverride, Refusal
 from routerd.refs import PEER, Ref
 from routerd.selectors import LabelSelector
 
-DEFAULT_HOLD_TIME = 90 * 10**9
-MAX_HOLD_TIME = 65535  # seconds; 16 bits in the OPEN message (RFC 4271, section 4.2)
 ALL_OF_IT: tuple[Gets, ...] = get_args(Gets)
 Found = Literal["", "router", "default-gateway"]
 DEFAULT_GATEWAYS: Mapping[str, IPAddress] = {
@@ -31,8 +29,6 @@ DEFAULT_GATEWAYS: Mapping[str, IPAddress] = {
 }
 FAMILY_WORDS: Mapping[str, IPFamily] = {"ipv4": "IPv4", "ipv6": "IPv6"}
 INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
-MAX_CONNECT_RETRY = 65535  # seconds, as MetalLB has it
-MAX_RESTART_TIME = 4095  # seconds; 12 bits in the capability (RFC 4724, section 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +61,7 @@ class ParsedPeer:
     password_file: str = ""
     export: tuple[ExportRule, ...] = ()
     connect_retry: int = 0  # seconds
+    overrides: tuple[PeerOverride, ...] = ()
     passive: bool = False
     listen_port: int = 0
     keepalive_given: bool = field(default=False, compare=False)
@@ -133,8 +130,8 @@ def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> P
         raise struct.at("ebgp-multihop").error("invalid ebgp-multihop parameter set for an ibgp peer")
     interface = _interface(struct, "interface")
     found, address = _address(struct, interface, dialect)
-    hold_time = _hold_time(struct, dialect)
-    keepalive = _keepalive_time(struct, hold_time)
+    hold = hold_time(struct, dialect)
+    keepalive = keepalive_time(struct, hold)
     router_id = _optional_ip(struct, "router-id", "invalid router ID")
     source = _optional_ip(struct, "source-address", "invalid source IP")
     return ParsedPeer(
@@ -143,7 +140,7 @@ def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> P
         address=address,
         found=found,
         port=struct.number("peer-port") or 179,
-        hold_time=hold_time,
+        hold_time=hold,
         keepalive_time=keepalive,
         router_id=router_id,
         source_address=source,
@@ -152,7 +149,7 @@ def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> P
         bfd_profile=struct.text("bfd-profile"),
         ebgp_multihop=struct.flag("ebgp-multihop"),
         name=struct.text("name"),
-        graceful_restart_time=_restart_time(struct),
+        graceful_restart_time=restart_time(struct),
         bfd=read_bfd(struct),
         families=_families(struct),
         gets=_gets(struct),
@@ -163,7 +160,8 @@ def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> P
         source_interface=_source_interface(struct),
         password_file=_password_file(struct),
         export=read_export(struct, communities),
-        connect_retry=_connect_retry(struct),
+        connect_retry=connect_retry(struct),
+        overrides=tuple(_override(each, struct, found) for each in struct.structs("node-overrides")),
         passive=_passive(struct, found),
         listen_port=struct.number("listen-port"),
         keepalive_given=bool(struct.text("keepalive-time")),
@@ -180,57 +178,6 @@ def _required_ip(struct: Struct, key: str, message: str) -> IPAddress:
 
 def _optional_ip(struct: Struct, key: str, message: str) -> IPAddress | None:
     return _required_ip(struct, key, message) if struct.text(key) else None
-
-
-def _duration(place: Value, text: str, message: str) -> int:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise place.error(f"{message} {quote(text)}: {error}") from error
-
-
-def _hold_time(struct: Struct, dialect: Dialect) -> int:
-    """Whole seconds: 500ms is 0, which turns the timers off."""
-    text, place = struct.text("hold-time"), struct.at("hold-time")
-    seconds = whole_seconds(_duration(place, text, "invalid hold time") if text else DEFAULT_HOLD_TIME)
-    if seconds != 0 and seconds < 3:
-        raise place.error(f"invalid hold time {quote(text)}: must be 0 or >=3s")
-    if dialect == "native" and seconds > MAX_HOLD_TIME:
-        raise place.error(f"invalid hold time {quote(text)}: must be at most {MAX_HOLD_TIME}s")
-    return seconds
-
-
-def _keepalive_time(struct: Struct, hold_time: int) -> int:
-    """Nanoseconds."""
-    text, place = struct.text("keepalive-time"), struct.at("keepalive-time")
-    if not text:
-        return hold_time * 10**9 // 3
-    seconds = whole_seconds(_duration(place, text, "invalid keepalive time"))
-    if seconds > hold_time:
-        raise place.error(f"invalid keepaliveTime {quote(text)}")
-    return seconds * 10**9
-
-
-def _restart_time(struct: Struct) -> int:
-    text, place = struct.text("graceful-restart-time"), struct.at("graceful-restart-time")
-    if not text:
-        return 120
-    seconds = whole_seconds(_duration(place, text, "invalid graceful restart time"))
-    if not 0 <= seconds <= MAX_RESTART_TIME:
-        raise place.error(f"invalid graceful restart time {quote(text)}: must be from 0s to {MAX_RESTART_TIME}s")
-    return seconds
-
-
-def _connect_retry(struct: Struct) -> int:
-    text, place = struct.text("connect-retry"), struct.at("connect-retry")
-    if not text:
-        return 0
-    if struct.flag("passive"):
-        raise place.error("a passive peer connects itself: without connect-retry")
-    seconds = whole_seconds(_duration(place, text, "invalid connect retry time"))
-    if not 1 <= seconds <= MAX_CONNECT_RETRY:
-        raise place.error(f"invalid connect retry time {quote(text)}: must be from 1s to {MAX_CONNECT_RETRY}s")
-    return seconds
 
 
 def _families(struct: Struct) -> tuple[IPFamily, ...]:
@@ -345,6 +292,34 @@ def selectors(struct: Struct, what: str) -> tuple[LabelSelector, ...]:
         raise prefixed(f"parsing {what} selector: ", error) from error
 
 
+def _override(struct: Struct, peer: Struct, found: Found) -> PeerOverride:
+    """What the peer is on some nodes, which are named or selected."""
+    nodes, selected = tuple(text for text, _ in struct.texts("nodes")), node_selectors(struct)
+    if not nodes and not selected:
+        raise struct.place.error("an override of all nodes: name `nodes`, or select them by node-selectors")
+    if not struct.places.keys() - {"nodes", "node-selectors"}:
+        raise struct.place.error("an override that says nothing")
+    for key in ("peer-address", "listen-port"):
+        if found and key in struct.places:
+            raise struct.at(key).error(f"the router is found on the node: without {key}")
+    router_id = _optional_ip(struct, "router-id", "invalid router ID")
+    if isinstance(router_id, IPv6Address):
+        raise struct.at("router-id").error(f"invalid router ID {quote(struct.text('router-id'))}: expected IPv4")
+    address = _optional_ip(struct, "peer-address", "invalid peer IP")
+    return PeerOverride(
+        name=f"node-overrides of {peer.text('name') or peer.text('peer-address')} at {struct.place.origin}",
+        nodes=nodes,
+        node_selectors=selected,
+        address=_zoned(peer, address, peer.text("interface")) if address is not None else None,
+        local_as=struct.number("my-asn") or None,
+        router_id=router_id,
+        source_address=_optional_ip(struct, "source-address", "invalid source IP"),
+        listen_port=struct.number("listen-port") or None,
+        password=struct.text("password") or None,
+        password_file=_password_file(struct) or None,
+    )
+
+
 def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
     """Our peer, and what of the original we do not do."""
     model = Peer(
@@ -371,6 +346,7 @@ def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:
         password_file=peer.password_file,
         export=peer.export,
         connect_retry=peer.connect_retry,
+        overrides=peer.overrides,
         passive=peer.passive,
         listen_port=peer.listen_port,
         node_selectors=peer.selectors,

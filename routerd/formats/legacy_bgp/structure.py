@@ -49,6 +49,17 @@ _EXPORT: dict[str, GoType] = {
     "of": STRINGS,
     "communities": STRINGS,
 }
+_OVERRIDE: dict[str, GoType] = {
+    "nodes": STRINGS,
+    "node-selectors": GoList(_SELECTOR),
+    "peer-address": STRING,
+    "my-asn": AS_NUMBER,
+    "router-id": STRING,
+    "source-address": STRING,
+    "listen-port": UINT16,
+    "password": STRING,
+    "password-file": STRING,
+}
 _PEER_NATIVE: dict[str, GoType] = {
     "name": STRING,
     "graceful-restart-time": STRING,
@@ -65,6 +76,7 @@ _PEER_NATIVE: dict[str, GoType] = {
     "passive": BOOL,
     "listen-port": UINT16,
     "bfd": GoStruct("config.bfd", _BFD),
+    "node-overrides": GoList(GoStruct("config.nodeOverride", _OVERRIDE)),
 }
 
 NOT_DONE = {  # ExaBGP 5.0.15 has nothing of it, or we do not use it

@@ -113,6 +113,13 @@ def pool(addresses: str, rest: str = "") -> str:
          'parsing peer #1: "eth1; passive true" is no name of an interface (line 5, column 14)'),
         (peer("  source-interface: lo\n  source-address: 10.0.0.9\n"), "native",
          "parsing peer #1: a peer has either source-address or source-interface (line 5, column 21)"),
+        (peer("  node-overrides: [{my-asn: 3}]\n"), "native",
+         "parsing peer #1: an override of all nodes: name `nodes`, or select them by node-selectors "
+         "(line 5, column 20)"),
+        (peer("  node-overrides: [{nodes: [a]}]\n"), "native",
+         "parsing peer #1: an override that says nothing (line 5, column 20)"),
+        (peer("  node-overrides: [{nodes: [a], router-id: '::1'}]\n"), "native",
+         'parsing peer #1: invalid router ID "::1": expected IPv4 (line 5, column 44)'),
         (peer("  connect-retry: 0s\n"), "native",
          'parsing peer #1: invalid connect retry time "0s": must be from 1s to 65535s (line 5, column 18)'),
         (peer("  connect-retry: 9s\n  passive: true\n"), "native",

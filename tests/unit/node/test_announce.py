@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
@@ -15,6 +15,7 @@ from routerd.model import (
     EndpointSlice,
     Peer,
     Peering,
+    PeerOverride,
     PodPool,
     Refusal,
     Snapshot,
@@ -424,6 +425,24 @@ def test_the_second_peer_of_one_address_is_refused() -> None:
         result = sessions(first, second)
         assert result.desired.peers[SESSION].remote_as == 64512
         assert reasons(result) == {"peer/two": "DuplicatePeer"}
+
+
+def test_an_override_that_takes_the_node_counts_and_is_named() -> None:
+    elsewhere, other = ip_address("10.0.0.2"), ip_address("10.0.0.9")
+    overrides = (
+        PeerOverride("of b", ("b",), local_as=1),
+        PeerOverride("of racks", (), (LabelSelector((("rack", "none"),)),), local_as=2),
+        PeerOverride("of a", ("a",), (), elsewhere, 65001, IPv4Address("192.0.2.9"), other, 1790, "secret"),
+        PeerOverride("of all", local_as=4),
+    )
+    peer = Peer(TOR, 64512, 64512, source_interface="lo", password_file="x", overrides=overrides)
+    snapshot, sources = cluster.snapshot(bgp=Peering((peer,))), {Way(elsewhere, other): other}
+    result = announcements(snapshot, "a", VIPS_ONLY, sources, passwords={})
+    assert result is not None
+    (session,) = result.desired.peers.values()
+    assert (session.address, session.local_address, session.local_as) == (elsewhere, other, 65001)
+    assert (str(session.router_id), session.listen_port, session.password) == ("192.0.2.9", 1790, "secret")
+    assert session.override == "of a"
 
 
 def test_one_peer_has_a_session_from_each_of_two_addresses_and_advertisements_tell_them_apart() -> None:

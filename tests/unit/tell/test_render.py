@@ -72,7 +72,7 @@ KINDS = {
             "graceful_restart_time": 0, "min_ttl": 255,
             "imports": (ip_network("10.244.0.0/16"),),
             "extended_next_hop": True, "interface": "eth1", "keepalive_time": 3, "max_prefixes": 1000,
-            "families": ("ipv6 unicast",), "description": "tor",
+            "families": ("ipv6 unicast",), "description": "tor", "override": "an override",
         },
     ),
     "announced": Kind(BGP, of_bgp, {"peers": {}, "ribs": {}}),

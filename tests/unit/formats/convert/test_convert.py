@@ -33,6 +33,7 @@ from routerd.model import (
     LabelSelector,
     Origin,
     Peer,
+    PeerOverride,
     PodSelection,
     PortRange,
     ServiceSelection,
@@ -300,6 +301,15 @@ PASSIVE = (
     Peer(ip_address("10.0.3.2"), 1, 2, passive=True, listen_port=1790, name="e"),
     Peer(ip_address("10.0.3.3"), 1, 2, listen_port=179),
 )
+OVERRIDDEN = Peer(
+    ip_address("10.0.4.1"), 1, 2, overrides=(
+        PeerOverride(
+            "node-overrides of 10.0.4.1 at <store>", ("gw1", "gw2"), (LabelSelector((("rack", "b"),)),),
+            ip_address("10.1.0.1"), 3, IPv4Address("192.0.2.1"), ip_address("10.0.0.9"), 1790, "x",
+        ),
+        PeerOverride("node-overrides of 10.0.4.1 at <store>", ("gw3",), password_file="gw3"),
+    ),
+)  # fmt: skip
 BY_FILE = Peer(ip_address("10.0.2.1"), 1, 2, password_file="tor", gets=())  # which has no password beside it
 WHOLE_WAY = Advertisement(
     30, 120, 7, ("64512:1", "64512:1:2", "rt:1:2"), 0, 2, ("tor",), (LabelSelector((("rack", "a"),)),),
@@ -333,21 +343,26 @@ def test_a_reader_makes_the_same_of_a_manifest_again(found: AddressPool | Egress
 
 def test_a_bgp_configuration_that_says_all_is_read_the_same_again() -> None:
     said = LegacyConfig(
-        (WHOLE_PEER, *BFD_PEERS, BY_FILE, OVER_IPV6, *FOUND, *PASSIVE),
+        (WHOLE_PEER, *BFD_PEERS, BY_FILE, OVER_IPV6, *FOUND, *PASSIVE, OVERRIDDEN),
         (WHOLE_POOL, AddressPool("l2", (IPv4Network("198.51.100.0/24"),), "layer2", advertisements=())),
     )
     loaded = read_file(text_of(config_map_of("routerd", "x", "config", said)))
     assert not loaded.mistakes and not loaded.refusals
     (entry,) = loaded.entries
     assert isinstance(entry.object, LegacyConfig)
-    assert tuple(replace(each, origin=Origin()) for each in entry.object.peers) == said.peers
+    assert tuple(placeless(each) for each in entry.object.peers) == said.peers
     assert tuple(replace(each, origin=Origin()) for each in entry.object.pools) == said.pools
+
+
+def placeless(peer: Peer) -> Peer:
+    unnamed = tuple(replace(each, name="node-overrides of 10.0.4.1 at <store>") for each in peer.overrides)
+    return replace(peer, overrides=unnamed, origin=Origin())
 
 
 ELSEWHERE = {
     Peer: {
         "origin", "bfd", "bfd_profile", "password_file", "extended_next_hop", "interface", "source_interface", "found",
-        "passive",
+        "passive", "overridden", "overrides",
     },
     Advertisement: set(),
     AddressPool: {"origin", "protocol", "services", "gateways", "labels", "ranges"},

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
 from routerd.errors import InputError
 from routerd.formats.convert.whole import convert
 from routerd.formats.legacy_bgp import LegacyConfig
-from routerd.model import AddressPool, Advertisement, Origin, Peer, Peering, Snapshot
+from routerd.model import AddressPool, Advertisement, Origin, Peer, Peering, PeerOverride, Snapshot
 from routerd.node.announce import announcements
 from routerd.node.checks import Rules
 from routerd.node.sessions import way_to
@@ -78,6 +78,48 @@ def test_a_peer_is_as_all_three_say() -> None:
         connect_retry=12, ebgp_multihop=True, graceful_restart_time=15, families=("IPv4",), gets=("egress",),
         node_selectors=(LabelSelector((("rack", "a"),)),), name="racks/main/tor",
     )  # fmt: skip
+
+
+OVERRIDE = (
+    HEAD.format("CiliumBGPNodeConfigOverride", "gw1", "")
+    + """\
+  bgpInstances:
+  - {name: other, localASN: 1}
+  - name: main
+    routerID: 192.0.2.1
+    localPort: 1790
+    localASN: 65001
+    peers: [{name: tor, localAddress: 10.0.0.11, localPort: 179}, {name: else, localAddress: 10.0.0.12}]
+"""
+)
+
+
+def test_a_node_of_its_own_has_its_override() -> None:
+    found = peer_of(CLUSTER, CONFIG, OVERRIDE)
+    assert found.overrides == (
+        PeerOverride(
+            "CiliumBGPNodeConfigOverride/gw1", ("gw1",), local_as=65001, router_id=IPv4Address("192.0.2.1"),
+            source_address=ip_address("10.0.0.11"), listen_port=1790,
+        ),
+    )  # fmt: skip
+    assert peer_of(CLUSTER, CONFIG, OVERRIDE.replace("main", "none")).overrides == ()
+
+
+def test_an_override_is_printed_as_ours() -> None:
+    printed = convert({"a.yaml": CLUSTER, "b.yaml": CONFIG, "c.yaml": OVERRIDE})
+    assert printed.errors == ()
+    (override,) = replace(peer_of(printed.text), origin=Origin()).overrides
+    expected = peer_of(CLUSTER, CONFIG, OVERRIDE).overrides[0]
+    assert replace(override, name="") == replace(expected, name="")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [("192.0.2.1", "'::1'", "routerID"), ("65001", "0", "localASN"), ("1790", "65536", "localPort")],
+)
+def test_a_mistake_of_an_override_is_named(old: str, new: str, key: str) -> None:
+    with pytest.raises(InputError, match=key):
+        read_text(OVERRIDE.replace(old, new))
 
 
 def test_without_a_configuration_it_has_cilium_s_defaults_and_gets_egress_ips_alone() -> None:
