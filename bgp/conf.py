@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 from bgp.path import FAMILIES, SessionKey, SpeakerPeer
 from bgp.rib import PathRefusal
@@ -138,3 +139,60 @@ def peers_text(peers: Iterable[SpeakerPeer]) -> str:
     usable = (peer for peer in peers if peer_refusal(peer) is None)
     ordered = sorted(usable, key=lambda peer: peer.key.order)
     return "".join(f"# peer {peer.key.token} {digest(peer)}\n{peer_section(peer)}" for peer in ordered)
+
+
+# --- what changed of a peer
+
+
+_KEYS: Mapping[str, str] = {  # by the word of a statement that `bgp.conf` writes, the key of our document
+    "local-as": "my-asn",
+    "peer-as": "peer-asn",
+    "connect": "peer-port",
+    "listen": "listen-port",
+    "incoming-ttl": "ttl-security",
+    "md5-base64": "password",
+    "md5-password": "password",
+    "graceful-restart": "graceful-restart-time",
+    "source-interface": "interface",
+    "nexthop": "extended-next-hop",
+    "ipv4 unicast": "families",
+    "ipv6 unicast": "families",
+    "ipv4 unicast ipv6": "extended-next-hop",
+    KEEPALIVE: "keepalive-time",
+    IMPORT: "native-routing.learn",
+    "parsed": "native-routing.learn",
+    "open": "native-routing.learn",
+    "update": "native-routing.learn",
+}
+_AS_WRITTEN = frozenset({"router-id", "hold-time", "passive", MAX_PREFIXES, RETRY})  # the same in both
+OTHERWISE = "what this release writes otherwise"
+
+
+def changed_keys(loaded: str, peer: SpeakerPeer) -> tuple[str, ...]:
+    """Keys of the peer that make its session begin anew; of no value is told, as one is the password.
+
+    `loaded`: the configuration that ExaBGP has; () = it has none of the peer, or the same. Sorted.
+    """
+    section = rf"^# peer {re.escape(peer.key.token)} \S+\n(.*?)(?=^# peer |\Z)"
+    found = re.search(section, loaded, re.MULTILINE | re.DOTALL)
+    if found is None:
+        return ()
+    changed = {*_statements(found[1])} ^ {*_statements(peer_section(peer))}
+    return tuple(sorted({_key(word) for word, _ in changed}))
+
+
+def _key(word: str) -> str:
+    return _KEYS.get(word, word if word in _AS_WRITTEN else OTHERWISE)
+
+
+def _statements(section: str) -> Iterator[tuple[str, str]]:
+    """Word and value of each, of a description each of its words."""
+    for line in (line.strip().rstrip(";") for line in section.splitlines()):
+        word, _, value = line.partition(" ")
+        if word == "description":
+            words = value.strip('"').split()
+            yield from zip(words[::2], words[1::2], strict=False)
+        elif line in _KEYS:
+            yield line, ""
+        elif line and line != "}" and not line.endswith("{"):
+            yield word, value

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from bgp import conf, plan, rib, text, wire
+from bgp import conf, plan, relay, rib, text, wire
 from bgp.link import LINE_LIMIT, Answer, Hello, Link, LinkLost, NoAnswer
 from bgp.path import AdjRibOut, Desired, IPNetwork, SessionKey, SpeakerPeer, session_key
 from bgp.path import Path as BgpPath
@@ -169,6 +169,14 @@ class Speaker:
             if self._digests.get(key) != digest:
                 found[key] = "changed" if key in self._digests else "new"
         return found
+
+    def reset_by(self, desired: Desired) -> dict[SessionKey, tuple[str, ...]]:
+        """Of sessions that the next reload resets, the keys that changed. Nothing of those whose file is not there."""
+        changed = [key for key, how in self.unloaded(desired).items() if how == "changed"]
+        loaded = ""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            loaded = self._socket_path.with_name(relay.CONFIGURATION).read_text(encoding="utf-8") if changed else ""
+        return {key: conf.changed_keys(loaded, desired.peers[key]) for key in changed}
 
     @property
     def _bulk(self) -> bool:

@@ -60,6 +60,8 @@ class Speaker(Protocol):
 
     def unloaded(self, desired: BgpDesired) -> Mapping[SessionKey, Loading]: ...
 
+    def reset_by(self, desired: BgpDesired) -> Mapping[SessionKey, Sequence[str]]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Round:
@@ -133,8 +135,9 @@ class Reconciler:
             tables = await self._speaker.observe()
         except SpeakerUnavailable as error:
             raise EnvironmentFault(str(error)) from error
-        sessions = session_changes(announced.desired.peers, self._speaker.unloaded(announced.desired))
-        wanted = _tables(announced.desired)
+        desired, speaker = announced.desired, self._speaker
+        sessions = session_changes(desired.peers, speaker.unloaded(desired), speaker.reset_by(desired))
+        wanted = _tables(desired)
         return [*sessions, *changes(path_lines(tables, wanted), path_lines(wanted, tables))]
 
     # --- rooms, in a thread

@@ -140,16 +140,23 @@ def _bgp(key: bytes) -> Sentence[BgpDesired]:
     return Sentence(BgpDesired, (Part("peers", peers), Part("ribs", lambda it: path_lines(it.ribs))))
 
 
-def session_changes(peers: Mapping[SessionKey, SpeakerPeer], unloaded: Mapping[SessionKey, str]) -> list[str]:
-    """Sessions that are not loaded as they should be, "new", "changed" or "gone", one line each."""
+def session_changes(
+    peers: Mapping[SessionKey, SpeakerPeer],
+    unloaded: Mapping[SessionKey, str],
+    reset_by: Mapping[SessionKey, Sequence[str]] = {},
+) -> list[str]:
+    """Sessions that are not loaded as they should be, "new", "changed" or "gone", one line each. `reset_by`: the keys
+    for which those that changed begin anew.
+    """
     sentences = {
         "gone": "- peer {0}: its session ends",
-        "changed": "~ peer {0}: its session is reset: {1}",
+        "changed": "~ peer {0}: its session is reset{2}: {1}",
         "new": "+ peer {0} {1}",
     }
     name_of = session_names({*peers, *unloaded})
+    by = {key: f" by {', '.join(keys)}" if keys else "" for key, keys in reset_by.items()}
     return [
-        sentences[how].format(name_of[key], session_text(peers[key]) if key in peers else "")
+        sentences[how].format(name_of[key], session_text(peers[key]) if key in peers else "", by.get(key, ""))
         for key, how in _in_order(unloaded)
     ]
 

@@ -217,6 +217,9 @@ class ModelSpeaker:
     def unloaded(self, desired: BgpDesired) -> Mapping[SessionKey, Loading]:
         return {}
 
+    def reset_by(self, desired: BgpDesired) -> Mapping[SessionKey, tuple[str, ...]]:
+        return {}
+
 
 @dataclass
 class Host:

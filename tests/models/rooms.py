@@ -168,6 +168,9 @@ class FakeSpeaker:
     def unloaded(self, desired: BgpDesired) -> dict[SessionKey, Loading]:
         return {key: "new" for key in desired.peers if str(key.peer) not in self.world.ribs}
 
+    def reset_by(self, desired: BgpDesired) -> Mapping[SessionKey, tuple[str, ...]]:
+        return {}
+
     async def observe(self) -> Mapping[SessionKey, AdjRibOut]:
         if self.world.adopted is None:
             raise SpeakerUnavailable("no speaker is connected")

@@ -243,6 +243,9 @@ async def test_which_sessions_a_desired_state_would_load_anew(socket: Path) -> N
         assert speaker.unloaded(desired((A, []), (B, []))) == {}
         wanted = desired((replace(A, password="x"), []), (other, []))
         assert speaker.unloaded(wanted) == {A.key: "changed", B.key: "gone", other.key: "new"}
+        assert speaker.reset_by(wanted) == {A.key: ()}
+        socket.with_name("exabgp.conf").write_text(conf.peers_text([A, B]))
+        assert speaker.reset_by(wanted) == {A.key: ("password",)}
 
 
 @story

@@ -166,6 +166,10 @@ OBJECTS: dict[str, tuple[Json, int, int, str]] = {
         made("cilium.io", "CiliumBGPClusterConfig", spec={"bgpInstances": [{}] * MANY}),
         MANY, MOST, "spec.bgpInstances",
     ),
+    "CiliumBGPNodeConfigOverride": (
+        made("cilium.io", "CiliumBGPNodeConfigOverride", spec={"bgpInstances": [{}] * MANY}),
+        MANY, MOST, "spec.bgpInstances",
+    ),
     "CiliumBGPPeerConfig": (
         made("cilium.io", "CiliumBGPPeerConfig", spec={"families": [{}] * MANY}), MANY, MOST, "spec.families",
     ),

@@ -168,6 +168,9 @@ def test_sessions_that_are_loaded_anew() -> None:
         f"~ peer 10.0.0.1: its session is reset: {session_text(PEER)}",
         "- peer 10.0.0.2: its session ends",
     ]
+    assert session_changes({SESSION_KEY: PEER}, {SESSION_KEY: "changed"}, {SESSION_KEY: ("hold-time", "password")}) == [
+        f"~ peer 10.0.0.1: its session is reset by hold-time, password: {session_text(PEER)}"
+    ]
     assert session_changes({SESSION_KEY: PEER}, {SESSION_KEY: "new"}) == [f"+ peer 10.0.0.1 {session_text(PEER)}"]
 
 
