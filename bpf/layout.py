@@ -11,6 +11,7 @@ from ctypes import Structure, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 from dataclasses import dataclass
 from importlib.resources import files
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from struct import Struct
 from typing import TypeVar
 
 LAYOUT_VERSION = 3
@@ -369,6 +370,7 @@ PROGRAMS = (
 )  # fmt: skip
 
 AnyStructure = TypeVar("AnyStructure", bound=Structure)
+_PREFIX_KEY = Struct("=II16s")  # CidrKey, and PolicyKey
 
 
 def u32(number: int) -> bytes:
@@ -417,7 +419,8 @@ def _family(network: Network) -> int:
 
 
 def cidr_key(network: Network) -> bytes:
-    return bytes(CidrKey(prefix_bits(network), _family(network), ip_field(network.network_address)))
+    """As `CidrKey` has it, which takes three times as long."""
+    return _PREFIX_KEY.pack(prefix_bits(network), _family(network), ip16(network.network_address))
 
 
 def policy_key(policy_set: int, network: Network) -> bytes:
@@ -427,6 +430,18 @@ def policy_key(policy_set: int, network: Network) -> bytes:
 
 def policy_set_of(key: PolicyKey) -> int:
     return int(key.policy_set & ~PREFIX_IPV6)
+
+
+def in_set(policy_set: int, prefix: bytes) -> bytes:
+    """The `PolicyKey` of a prefix, which is said as a `CidrKey`: both have the same words."""
+    bits, family, address = _PREFIX_KEY.unpack(prefix)
+    return _PREFIX_KEY.pack(bits, policy_set | family, address)
+
+
+def set_and_prefix(key: bytes) -> tuple[int, bytes]:
+    """What `in_set` made a `PolicyKey` of."""
+    bits, word, address = _PREFIX_KEY.unpack(key)
+    return word & ~PREFIX_IPV6, _PREFIX_KEY.pack(bits, word & PREFIX_IPV6, address)
 
 
 def network_of(bits: int, family: int, address: object) -> Network:

@@ -231,36 +231,37 @@ def _policy_value(rules: Rules) -> bytes:
     return bytes(value)
 
 
-def _content(wanted: PolicySet) -> frozenset[tuple[bytes, bytes]]:
-    """A set's content without its number: what makes two sets equal."""
-    return frozenset((layout.cidr_key(prefix), _policy_value(rules)) for prefix, rules in wanted.items())
+def _contents(wanted: PolicySet) -> MapEntries:
+    """A set without its number, as keys of prefixes and values: what makes two sets equal."""
+    values = {rules: _policy_value(rules) for rules in set(wanted.values())}
+    return {layout.cidr_key(prefix): values[rules] for prefix, rules in wanted.items()}
 
 
 def observed_sets(entries: Mapping[bytes, bytes]) -> dict[int, frozenset[tuple[bytes, bytes]]]:
     """Contents of the sets in the `policies` map, by number."""
-    sets: dict[int, set[tuple[bytes, bytes]]] = defaultdict(set)
+    sets: dict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
     for raw, value in entries.items():
-        key = layout.decode(layout.PolicyKey, raw)
-        network = layout.network_of(key.prefixlen, key.policy_set, key.destination)
-        sets[layout.policy_set_of(key)].add((layout.cidr_key(network), value))
+        number, key = layout.set_and_prefix(raw)
+        sets[number].append((key, value))
     return {number: frozenset(content) for number, content in sets.items()}
 
 
 def number_sets(
     wanted: Iterable[tuple[str, ...]], policies: Mapping[str, Policy], observed: Mapping[bytes, bytes]
-) -> dict[tuple[str, ...], tuple[int, PolicySet]]:
-    """A number for the set of each combination of policy names; a complete set that is there already keeps its
-    number. A set without any prefix is 0, no policy: no entry would show that another number is taken.
+) -> dict[tuple[str, ...], tuple[int, MapEntries]]:
+    """A number for the set of each combination of policy names, and its contents; a complete set that is there already
+    keeps its number. A set without any prefix is 0, no policy: no entry would show that another number is taken.
     """
-    present = {content: number for number, content in sorted(observed_sets(observed).items(), reverse=True)}
-    taken = set(present.values()) | set(observed_sets(observed))
-    numbered: dict[tuple[str, ...], tuple[int, PolicySet]] = {}
+    there = observed_sets(observed)
+    present = {content: number for number, content in sorted(there.items(), reverse=True)}
+    taken = set(there)
+    numbered: dict[tuple[str, ...], tuple[int, MapEntries]] = {}
     for names in sorted(set(wanted)):
-        contents = policy_set([policies[name] for name in names if name in policies])
-        content = _content(contents)
-        if not content:
+        contents = _contents(policy_set([policies[name] for name in names if name in policies]))
+        if not contents:
             numbered[names] = 0, contents
             continue
+        content = frozenset(contents.items())
         if content not in present:
             present[content] = next(number for number in range(1, len(taken) + 2) if number not in taken)
             taken.add(present[content])
@@ -474,9 +475,9 @@ def map_entries(
     combinations.update(kept_back(desired, facts).values(), kept_back_macs(desired, facts).values())
     numbered = number_sets(combinations, desired.policies, observed_policies)
     policies = {
-        layout.policy_key(number, prefix): _policy_value(rules)
+        layout.in_set(number, prefix): value
         for number, contents in numbered.values()
-        for prefix, rules in contents.items()
+        for prefix, value in contents.items()
     }
     here = next((number for number, address in desired.nodes.items() if address == desired.node_address), 0)
     groups = {layout.u32(group.id): _group(group, here) for group in desired.groups.values()}
