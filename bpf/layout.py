@@ -419,7 +419,7 @@ def _family(network: Network) -> int:
 
 
 def cidr_key(network: Network) -> bytes:
-    """As `CidrKey` has it, which takes three times as long."""
+    """The bytes of a `CidrKey`; packed, as there are many of them."""
     return _PREFIX_KEY.pack(prefix_bits(network), _family(network), ip16(network.network_address))
 
 
