@@ -33,6 +33,9 @@ NAMESPACE_LABEL = "io.kubernetes.pod.namespace"  # Cilium's pseudo label for a p
 SERVICE_LABEL = "io.kubernetes.service.name"  # Cilium's pseudo labels of a service
 SERVICE_NAMESPACE_LABEL = "io.kubernetes.service.namespace"
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"  # set on every namespace by Kubernetes 1.21+
+EIP, SNAT = "ovn.kubernetes.io/eip", "ovn.kubernetes.io/snat"  # Kube-OVN's annotations: with which address a pod leaves
+LOWEST = -1_000_001  # priority of what users say of their own pods: no policy of the cluster's has one below
+ASKED_LABEL = "egress IP asked for"  # our pseudo label for what they say; no label may be called so
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,6 +545,11 @@ class EgressPolicy:
         return Ref.parse(self.key)
 
 
+def asked_egress_ip(annotations: Labels) -> str:
+    """As it is written: `eip` wins over `snat`, as in Kube-OVN; "" = none."""
+    return annotations.get(EIP, "").strip() or annotations.get(SNAT, "").strip()
+
+
 def is_gateway(selector: LabelSelector | None, node: Node) -> bool:
     """Whether a policy with this selector may have `node` as gateway; None = the nodes labelled as such."""
     if selector is not None:
@@ -820,6 +828,14 @@ class BlockReport:
     generation: int = 0  # of what it has read: nothing older counts for it any more, also after a restart
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class EgressAsk:
+    """Pods of a namespace leave with this address, by their annotations; which pods, agents alone know."""
+
+    namespace: str
+    egress_ip: IPAddress
+
+
 @dataclass(frozen=True, slots=True)
 class NodeReport:
     """What only a node knows; its agent writes it, the operator reads it."""
@@ -833,6 +849,7 @@ class NodeReport:
     pods: PodCount | None = None  # None = nobody asks for it, or it has not read its pods
     links: tuple[NodeLink, ...] = ()  # by address, of interfaces that other nodes may be on; () = it wants tunnels
     blocks: BlockReport | None = None  # None = its pods have no addresses of a cloud, or it has not read them
+    egress_asks: tuple[EgressAsk, ...] | None = None  # sorted; None = it has not read its pods
 
 
 # --- the view ------------------------------------------------------------------------------------------------------
@@ -898,8 +915,10 @@ PARTS: Mapping[str, str] = {each.name: each.metadata["words"] for each in fields
 
 
 def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Labels, node_labels: Labels) -> bool:
-    """Whether `selection` takes `pod`. Pod selectors also see Cilium's pseudo label for the namespace."""
+    """Whether `selection` takes `pod`. Pod selectors also see Cilium's pseudo label for the namespace, and our own."""
     pod_labels = {**pod.labels, NAMESPACE_LABEL: pod.namespace}
+    if asked := asked_egress_ip(pod.annotations):
+        pod_labels[ASKED_LABEL] = asked
     return (
         (selection.pods is None or selection.pods.matches(pod_labels))
         and (selection.namespaces is None or selection.namespaces.matches(namespace_labels))
@@ -908,13 +927,14 @@ def selection_matches(selection: PodSelection, pod: Pod, namespace_labels: Label
 
 
 __all__ = [
-    "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL",
-    "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "AddressPool", "Advertisement", "Allocations",
-    "AppliedTable", "BfdProfile", "BindingTable", "BlockReport", "CloudInterface", "ClusterCIDR", "CommunityName",
-    "CommunityNames", "CoolingPorts", "EgressGroup", "EgressPolicy", "Endpoint", "EndpointSlice", "ExportRule",
-    "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork", "LabelSelector", "Labels", "Namespace", "Node",
-    "NodeAddresses", "NodeBlocks", "NodeInterfaces", "NodeLink", "NodeNumber", "NodeReport", "Origin", "Peer",
-    "Peering", "Pod", "PodCount", "PodSelection", "PoolAdvertisement", "PoolWays", "PortAsk", "PortBlock", "PortRange",
-    "PortReport", "Refusal", "Service", "ServiceAllocation", "ServicePort", "ServiceSelection", "Snapshot", "Unread",
-    "UnusedBlock", "Writer", "is_gateway", "selection_matches", "with_blocks",
+    "ASKED_LABEL", "EIP", "EVERYTHING", "EXCLUDE_LABEL", "GATEWAY_HEARTBEAT", "GATEWAY_LABEL", "LOWEST",
+    "NAMESPACE_LABEL", "NAMESPACE_NAME_LABEL", "NODE_HEARTBEAT", "OF_PORTS", "PARTS", "SERVICE_NAME_LABEL", "SNAT",
+    "AddressPool", "Advertisement", "Allocations", "AppliedTable", "BfdProfile", "BindingTable", "BlockReport",
+    "CloudInterface", "ClusterCIDR", "CommunityName", "CommunityNames", "CoolingPorts", "EgressAsk", "EgressGroup",
+    "EgressPolicy", "Endpoint", "EndpointSlice", "ExportRule", "GatewayMode", "Heartbeat", "IPAddress", "IPNetwork",
+    "LabelSelector", "Labels", "Namespace", "Node", "NodeAddresses", "NodeBlocks", "NodeInterfaces", "NodeLink",
+    "NodeNumber", "NodeReport", "Origin", "Peer", "Peering", "Pod", "PodCount", "PodSelection", "PoolAdvertisement",
+    "PoolWays", "PortAsk", "PortBlock", "PortRange", "PortReport", "Refusal", "Service", "ServiceAllocation",
+    "ServicePort", "ServiceSelection", "Snapshot", "Unread", "UnusedBlock", "Writer", "asked_egress_ip", "is_gateway",
+    "selection_matches", "with_blocks",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from routerd.model import (
     GATEWAY_HEARTBEAT,
     NODE_HEARTBEAT,
     BlockReport,
+    EgressAsk,
     Heartbeat,
     IPAddress,
     NodeReport,
@@ -72,6 +73,7 @@ class Presence:
     ports: Callable[[], PortReport | None] = lambda: None
     pods: Callable[[Snapshot], PodCount | None] = lambda snapshot: None
     blocks: Callable[[], BlockReport | None] = lambda: None
+    asks: Callable[[Snapshot], tuple[EgressAsk, ...] | None] = lambda snapshot: None
     _report: NodeReport | None = None  # as measured last
     _measured: float = float("-inf")
     _told: NodeReport | None = None  # None = to be told, also if it is the same
@@ -106,7 +108,7 @@ class Presence:
         heartbeat = self._heartbeat(measured.addresses)
         report = replace(
             measured, draining=self.drains.is_leaving, heartbeat=heartbeat, ports=self.ports(),
-            pods=self.pods(self.snapshot()), blocks=self.blocks(),
+            pods=self.pods(self.snapshot()), blocks=self.blocks(), egress_asks=self.asks(self.snapshot()),
         )  # fmt: skip
         if report != self._told:
             self._told = report

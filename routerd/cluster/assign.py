@@ -23,7 +23,7 @@ from routerd.cluster import taken
 from routerd.cluster.adopt import Digests, adopt
 from routerd.cluster.agents import Agents
 from routerd.cluster.cloud_egress import with_holders
-from routerd.cluster.conflicts import Limits
+from routerd.cluster.conflicts import Limits, not_allowed, with_asks
 from routerd.cluster.gateways import MAX_GATEWAYS
 from routerd.cluster.groups import (
     HEARD_OF_ALL,
@@ -292,6 +292,7 @@ def _assign(
     agents: Agents,
     kept: Kept,
 ) -> Decision:
+    snapshot = with_asks(snapshot, reports)
     previous = snapshot.allocations or Allocations()
     services, policies, pools, nodes = snapshot.services, snapshot.policies, snapshot.pools, snapshot.nodes
     if None in (services, policies, pools, nodes, snapshot.bgp, reports):
@@ -308,6 +309,7 @@ def _assign(
     kept.hosts.take(snapshot)
     limits = Limits(snapshot, reports, holders, settings.allowed_egress_ips, kept.hosts, settings.cloud_networks)
     refused = limits.refused({key: each.egress_ips for key, each in policies.items() if each.egress_ips})
+    refused |= not_allowed(policies, pools.values(), snapshot.namespaces or {})
     taking = (policy for key, policy in policies.items() if key not in refused)
     of_policies = {each.owner: each for policy in taking for each in policy_requests(policy, on_nodes)}
     claimed, pools_over = taken.taken_of(snapshot, reports, kept.taken)

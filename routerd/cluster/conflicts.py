@@ -5,15 +5,21 @@ A policy that is refused stays a policy without a group: its pods stay selected,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from routerd.claims import TAKEN, Hosts, claims
+from routerd.formats.foreign.asked_egress import of_kind, policy_of_ask
+from routerd.formats.foreign.policies import with_gateways
 from routerd.model import (
+    NAMESPACE_NAME_LABEL,
+    AddressPool,
     EgressGroup,
     EgressPolicy,
     IPAddress,
     IPNetwork,
+    Labels,
+    Namespace,
     Node,
     NodeReport,
     Refusal,
@@ -22,6 +28,8 @@ from routerd.model import (
 )
 
 NOT_ALLOWED = "AddressNotAllowed"
+NO_POOL = "NoPoolForAnnotation"  # reasons of refusals
+NOT_FOR_NAMESPACE = "PoolNotForNamespace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +103,74 @@ def _main_addresses(node: Node) -> tuple[IPAddress, ...]:
 
 def _lies_in(address: IPAddress, networks: Iterable[IPNetwork]) -> bool:
     return any(network.version == address.version and address in network for network in networks)
+
+
+# --- egress IPs that pods ask for by annotation, of which the operator hears by agents
+#
+# Whoever may write a pod asks. So an address must be one of a pool for egress, which is the word of whoever owns the
+# addresses, and the pool may be for some namespaces alone; one that a policy of the cluster's names is that policy's.
+
+
+def with_asks(snapshot: Snapshot, reports: Mapping[str, NodeReport] | None) -> Snapshot:
+    """With the policies of which nodes report that their pods ask for them; the same where none does."""
+    if snapshot.policies is None or reports is None:
+        return snapshot
+    said = {ask for report in reports.values() for ask in report.egress_asks or ()}
+    asked = {policy.key: policy for policy in map(policy_of_ask, said)} | of_kind(snapshot.policies.values())
+    if not asked:
+        return snapshot
+    pools = tuple(pool for pool in (snapshot.pools or {}).values() if pool.gateways is not None)
+    whole = {key: with_gateways(policy, pools) for key, policy in asked.items()}
+    return replace(snapshot, policies={**snapshot.policies, **dict(sorted(whole.items()))})
+
+
+def not_allowed(
+    policies: Mapping[str, EgressPolicy], pools: Iterable[AddressPool], namespaces: Mapping[str, Namespace]
+) -> dict[str, Refusal]:
+    """By key of the policy that must not have its address."""
+    asked = of_kind(policies.values())
+    if not asked:
+        return {}
+    others = (policy for key, policy in policies.items() if key not in asked)
+    named = {address: policy for policy in others for address in policy.egress_ips}
+    of_egress = [pool for pool in pools if "egress" in pool.uses]
+    checked = ((policy, _why_not(policy, named, of_egress, namespaces)) for policy in asked.values())
+    return {policy.key: refusal for policy, refusal in checked if refusal is not None}
+
+
+def _why_not(
+    policy: EgressPolicy,
+    named: Mapping[IPAddress, EgressPolicy],
+    pools: Collection[AddressPool],
+    namespaces: Mapping[str, Namespace],
+) -> Refusal | None:
+    address = policy.egress_ip
+    if address is None:
+        return None
+    if address in named:
+        message = f"{address} is the egress IP of {named[address].ref}, which says who leaves with it: ask for another"
+        return Refusal(policy.ref, TAKEN, message)
+    having = list(_having(address, pools))
+    if not having:
+        message = f"no pool for egress has {address}: add an AddressPool with it and uses: [egress]"
+        return Refusal(policy.ref, NO_POOL, message)
+    namespace = policy.ref.namespace
+    known = namespaces.get(namespace)
+    labels: Labels = known.labels if known is not None else {NAMESPACE_NAME_LABEL: namespace}
+    if any(_is_for(pool, labels) for pool in having):
+        return None
+    message = f"pool {having[0].name}, which has {address}, is not for pods of namespace {namespace}: see its services"
+    return Refusal(policy.ref, NOT_FOR_NAMESPACE, message)
+
+
+def _having(address: IPAddress, pools: Iterable[AddressPool]) -> Iterator[AddressPool]:
+    return (pool for pool in pools if any(address in block for block in pool.blocks))
+
+
+def _is_for(pool: AddressPool, labels: Labels) -> bool:
+    """What a pool says of Services it says of no pod."""
+    if pool.services is None:
+        return True
+    return any(
+        each.services is None and (each.namespaces is None or each.namespaces.matches(labels)) for each in pool.services
+    )

@@ -34,8 +34,9 @@ from routerd.daemon import preflight
 from routerd.daemon.directories import made
 from routerd.daemon.lifetime import ConfigSource
 from routerd.errors import EnvironmentFault, StoreError
+from routerd.formats.foreign.asked_egress import AskCounter
 from routerd.log import event
-from routerd.model import Allocations, Node, NodeReport, PodCount, Snapshot, Writer
+from routerd.model import Allocations, EgressAsk, Node, NodeReport, PodCount, Snapshot, Writer
 from routerd.node.brake import Brake, Limits
 from routerd.serve.api import ApiServer, agent_socket, answering, is_answering, operator_socket
 from routerd.serve.notify import notify
@@ -232,7 +233,7 @@ def _assembled(
     presence = Presence(
         store, lambda: _node_report(config), lambda: body.status, lambda: body.snapshot, drains,
         egress=config.egress.enabled, ports=lambda: ports.report, pods=_pods(config, pod_addresses),
-        blocks=pod_addresses.block_report,
+        blocks=pod_addresses.block_report, asks=_asks(config),
     )  # fmt: skip
     tasks["report"] = presence.run
     on_speaker.to = body.refresh
@@ -281,6 +282,12 @@ def _pods(config: Config, desk: PodAddressDesk) -> Callable[[Snapshot], PodCount
     """Counted where somebody asks: each change of it is a write. For pods that get none no addresses are fetched."""
     counter, asks = PodCounter(config.node_name), config.cloud.provider != "none" or config.gives_blocks
     return lambda snapshot: counter.count(snapshot) if asks and not desk.hindrance() else None
+
+
+def _asks(config: Config) -> Callable[[Snapshot], tuple[EgressAsk, ...] | None]:
+    """None of a node that translates nothing."""
+    counter = AskCounter(config.node_name)
+    return lambda snapshot: counter.asks(snapshot.pods) if config.egress.enabled else ()
 
 
 def _speaker_changed(bfd_room: BfdRoom, body: Agent) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from routerd.errors import InputError
 from routerd.formats.document import MOST, Value
 from routerd.formats.meta import read_meta
-from routerd.model import EgressPolicy, IPNetwork, PodSelection, Refusal
+from routerd.formats.native import unusable
+from routerd.model import EgressPolicy, IPAddress, IPNetwork, PodSelection, Refusal
 from routerd.refs import Ref
 from routerd.selectors import EVERYTHING, LabelSelector
 
@@ -25,6 +26,13 @@ class Refused(InputError):
         at = place.error(message)
         super().__init__(message, file=at.file, line=at.line, column=at.column, key=at.key)
         self.reason = reason
+
+
+def usable(place: Value, address: IPAddress) -> IPAddress:
+    """Raises Refused if it can be no egress IP."""
+    if fault := unusable(address):
+        raise Refused(place, "InvalidEgressIP", f"{address} cannot be an egress IP: {fault}")
+    return address
 
 
 @dataclass(frozen=True, slots=True)

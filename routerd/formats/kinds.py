@@ -22,6 +22,7 @@ from routerd.formats.foreign import (
     cilium,
     cilium_bgp,
     claims,
+    kube_ovn,
     metallb,
     metallb_advertisements,
     metallb_bgp,
@@ -30,7 +31,7 @@ from routerd.formats.foreign import (
 )
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
-from routerd.formats.resembling import node_labels, pod_annotations, slice_labels
+from routerd.formats.resembling import node_labels, slice_labels
 from routerd.model import (
     AddressPool,
     Allocations,
@@ -141,13 +142,12 @@ _CORE = (
         read_by=BOTH, word=NODE,
     ),
     Kind(
-        "", "v1", "Namespace", "namespaces", custom=False, reader=_plain(core.read_namespace),
-        parts=("namespaces",), read_by=BOTH, kept=(),
+        "", "v1", "Namespace", "namespaces", custom=False,
+        reader=_told(core.read_namespace, kube_ovn.told_of_namespace), parts=("namespaces",), read_by=BOTH, kept=(),
     ),
     Kind(
-        "", "v1", "Pod", "pods", namespaced=True, custom=False, reader=_told(core.read_pod, pod_annotations),
-        parts=("pods",),
-        read_by=AGENT,
+        "", "v1", "Pod", "pods", namespaced=True, custom=False,
+        reader=_told(core.read_pod, kube_ovn.told_of_pod), parts=("pods",), read_by=AGENT,
         kept=("spec.nodeName", "spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs"),
     ),
     Kind(

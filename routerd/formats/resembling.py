@@ -12,12 +12,11 @@ from functools import lru_cache
 
 from routerd.formats.document import Value
 from routerd.formats.meta import Meta, read_meta
-from routerd.model import EXCLUDE_LABEL, GATEWAY_LABEL, SERVICE_NAME_LABEL, EndpointSlice, Node, Pod, Refusal
+from routerd.model import EXCLUDE_LABEL, GATEWAY_LABEL, SERVICE_NAME_LABEL, EndpointSlice, Node, Refusal
 from routerd.refs import BGP, NODE, Ref
 
 LIKENESS = 0.9  # 1 = equal
 NODE_LABELS = (EXCLUDE_LABEL, GATEWAY_LABEL)
-EIP, SNAT = "ovn.kubernetes.io/eip", "ovn.kubernetes.io/snat"  # of pods: egress IPs that Kube-OVN gives
 _BGP = re.compile(r"^[\"']?(peers|address-pools)[\"']?:", re.MULTILINE)
 _OURS = re.compile(r"^[\"']?apiVersion[\"']?:\s*[\"']?routerd\.io/", re.MULTILINE)
 _PARTS = re.compile(r"\b(peer-address|peer-asn|addresses|protocol)\b")
@@ -62,14 +61,6 @@ def node_labels(node: Node, value: Value) -> Iterator[Refusal]:
                 what = f'the label "{meant}"' if word == "annotations" else f'"{meant}"'
                 message = f'{value.origin}: {word}: "{key}" is not read; did you mean {what}?'
                 yield Refusal(Ref(NODE, name=node.name), "UnknownLabel", message)
-
-
-def pod_annotations(found: Pod, value: Value) -> Iterator[Refusal]:
-    """Egress IPs by annotation: gateways are told of policies, and know no pods."""
-    for key in (EIP, SNAT):
-        if found.annotations.get(key):
-            message = f"{key} gives the pod no egress IP here: write an EgressPolicy, as `routerd convert` does"
-            yield Refusal(Ref("Pod", found.namespace, found.name), "EgressByAnnotation", f"{value.origin}: {message}")
 
 
 def slice_labels(found: EndpointSlice, value: Value) -> Iterator[Refusal]:

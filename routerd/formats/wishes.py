@@ -17,7 +17,7 @@ from typing import Literal, cast
 from routerd.errors import InputError
 from routerd.formats.document import MOST_ADDRESSES, Section, Value, parse_address, parse_network
 from routerd.formats.meta import Meta
-from routerd.model import EgressPolicy, IPAddress, IPNetwork, PortRange, Refusal
+from routerd.model import LOWEST, EgressPolicy, IPAddress, IPNetwork, PortRange, Refusal
 from routerd.refs import SERVICE, service_ref
 
 # The strongest first: of each make the new name before the old one.
@@ -44,7 +44,6 @@ NOT_DONE: Mapping[str, str] = {
     f"{KUBE_VIP}-allowed-networks": "it would take destinations out of other policies: write an EgressPolicy",
 }
 NOT_SUPPORTED = "EgressNotSupported"  # reason of a refusal
-LOWEST = -1_000_001  # priority: no policy of the cluster's has one below
 _PORT = re.compile(r"(tcp|udp|sctp):(\d{1,5})", re.IGNORECASE)
 KNOWN = (*READ, EGRESS, KUBE_VIP, PORTS, DENIED)
 CONFLICT, UNREAD, INVALID = "ConflictingAnnotations", "UnknownAnnotation", "InvalidObject"  # reasons of refusals

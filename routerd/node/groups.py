@@ -224,9 +224,10 @@ def may_be_gateway(snapshot: Snapshot, name: str, addresses: Iterable[IPAddress]
     if node is None:
         return False
     wanted = {address for policy in policies for address in policy.egress_ips}
+    of_pools = {pool.gateways for pool in (snapshot.pools or {}).values()}  # of policies that pods elsewhere ask for
     groups = snapshot.allocations.groups if snapshot.allocations is not None else ()
     return (
-        any(is_gateway(selector, node) for selector in {None, *(policy.gateways for policy in policies)})
+        any(is_gateway(selector, node) for selector in {None, *of_pools, *(policy.gateways for policy in policies)})
         or any(policy.service and policy.gateways is None for policy in policies)
         or not wanted.isdisjoint(addresses)
         or any(name in group.gateways for group in groups)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from routerd.formats.foreign.asked_egress import Asked, with_asked
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
-from routerd.formats.foreign.policies import with_destinations
+from routerd.formats.foreign.policies import with_destinations, with_gateways
 from routerd.formats.foreign.together import ADVERTISEMENT, together
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.legacy_bgp.peers import without_place
@@ -111,7 +112,7 @@ def merge(
     )
     saying = tuple(pool for pool in pools.by_name.values() if pool.gateways is not None)
     completed = (
-        with_destinations(_with_gateways(policy, saying), pools.by_name) for policy in _of(entries, EgressPolicy)
+        with_destinations(with_gateways(policy, saying), pools.by_name) for policy in _of(entries, EgressPolicy)
     )
     policies = {policy.key: policy for policy in completed}
     peers = [peer for config in _of(entries, LegacyConfig) for peer in config.peers]
@@ -128,16 +129,19 @@ def merge(
         *(one for peer in peers for one in without_profile(peer, profiles)),
     ]
     services = {service.key: service for service in _of(entries, Service)}
+    pods = {pod.key: pod for pod in _of(entries, Pod)}
+    namespaces = {namespace.name: namespace for namespace in _of(entries, Namespace)}
+    of_users = Asked().policies(pods, namespaces)
     return Snapshot(
         nodes={node.name: node for node in _of(entries, Node)},
-        namespaces={namespace.name: namespace for namespace in _of(entries, Namespace)},
-        pods={pod.key: pod for pod in _of(entries, Pod)},
+        namespaces=namespaces,
+        pods=pods,
         services=services,
         endpoint_slices=tuple(_of(entries, EndpointSlice)),
         bgp=Peering(_unique_peers((*(with_bfd(peer, profiles) for peer in peers), *joined.peers))),
         pools=joined.pools,
         pod_pools=pools.of_pods,
-        policies=None if lost else with_backends(policies, services),
+        policies=None if lost else with_asked(with_backends(policies, services), of_users),
         allocations=allocations,
         refusals=tuple(sorted(all_refusals, key=lambda one: one.order)),
         service_cidrs=service_cidrs,
@@ -172,6 +176,7 @@ class Merger:
 
     def __init__(self) -> None:
         self._split: PerObject[Loaded, _Split] = PerObject(_split)
+        self._asked = Asked()
         self._begin()
 
     def _begin(self) -> None:
@@ -200,7 +205,9 @@ class Merger:
         if self._slices[0] is not slices:
             self._slices = slices, tuple(slices.values())
         parts: dict[str, Any] = {**self._parts, "endpoint_slices": self._slices[1]}
-        return replace(merged, policies=with_backends(merged.policies, self._parts["services"]), **parts)
+        asked = self._asked.policies(self._parts["pods"], self._parts["namespaces"])
+        policies = with_asked(with_backends(merged.policies, self._parts["services"]), asked)
+        return replace(merged, policies=policies, **parts)
 
     def _take(self, splits: Iterable[_Split]) -> bool:
         """Whether every object is there once."""
@@ -279,18 +286,6 @@ def _pools_of(entry: Entry) -> list[tuple[Ref, AddressPool]]:
 
 def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
     return one.version == other.version and one.overlaps(other)
-
-
-def _with_gateways(policy: EgressPolicy, pools: tuple[AddressPool, ...]) -> EgressPolicy:
-    """One that does not say which has those of the pool that it names, or that its address lies in."""
-    pool = next((pool for pool in pools if _is_of(policy, pool)), None) if policy.gateways is None else None
-    return policy if pool is None else replace(policy, gateways=pool.gateways)
-
-
-def _is_of(policy: EgressPolicy, pool: AddressPool) -> bool:
-    if policy.pool:
-        return policy.pool == pool.name
-    return any(address in block for address in policy.egress_ips[:1] for block in pool.blocks)
 
 
 def _unique_peers(peers: Iterable[Peer]) -> tuple[Peer, ...]:

@@ -21,6 +21,7 @@ from routerd.model import (
     EgressPolicy,
     Heartbeat,
     IPNetwork,
+    Namespace,
     Node,
     NodeReport,
     Peer,
@@ -43,6 +44,7 @@ class World:
     policies: dict[str, EgressPolicy] = field(default_factory=dict)
     pools: dict[str, AddressPool] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
+    namespaces: dict[str, Namespace] = field(default_factory=dict)
     reports: dict[str, NodeReport] = field(default_factory=dict)
     peers: tuple[Peer, ...] = ()
     service_cidrs: tuple[IPNetwork, ...] = ()
@@ -134,9 +136,9 @@ class World:
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
-            nodes=dict(self.nodes), namespaces={}, pods={}, services=dict(self.services), endpoint_slices=(),
-            bgp=Peering(self.peers), pools=dict(self.pools), policies=dict(self.policies), allocations=self.allocations,
-            service_cidrs=self.service_cidrs,
+            nodes=dict(self.nodes), namespaces=dict(self.namespaces), pods={}, services=dict(self.services),
+            endpoint_slices=(), bgp=Peering(self.peers), pools=dict(self.pools), policies=dict(self.policies),
+            allocations=self.allocations, service_cidrs=self.service_cidrs,
         )  # fmt: skip
 
     def decide(self, seconds: float = 0) -> str:

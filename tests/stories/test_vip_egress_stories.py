@@ -9,9 +9,9 @@ import pytest
 
 from routerd.cluster import vips
 from routerd.cluster.ledger import Ledger
-from routerd.formats.wishes import LOWEST
 from routerd.model import (
     EXCLUDE_LABEL,
+    LOWEST,
     Advertisement,
     EgressPolicy,
     NodeReport,

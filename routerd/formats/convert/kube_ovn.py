@@ -7,27 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from routerd.formats.closed import usable
 from routerd.formats.document import Section, Value
-from routerd.formats.foreign.policies import everywhere, usable
-from routerd.formats.resembling import EIP, SNAT
-from routerd.model import NAMESPACE_NAME_LABEL, EgressPolicy, LabelSelector, PodSelection
+from routerd.formats.foreign.kube_ovn import BOTH, INBOUND
+from routerd.formats.foreign.policies import everywhere
+from routerd.model import EIP, NAMESPACE_NAME_LABEL, SNAT, EgressPolicy, LabelSelector, PodSelection
 
 WORKLOADS = frozenset({("apps", "DaemonSet"), ("apps", "Deployment"), ("apps", "ReplicaSet"), ("apps", "StatefulSet")})
-INBOUND = "no connection from outside is brought to the pod: give it a Service"
-BOTH = "the pod leaves with its eip, as Kube-OVN has it: this one is left out"
 OTHERS = "every pod of these labels in the namespace leaves with it"
+UNLABELLED = "it is read as it is; an EgressPolicy selects pods by labels, and these have none"
 
 
 def policy_of(value: Value, group: str, kind: str) -> EgressPolicy | None:
-    """None if it asks for none. Raises InputError, also where no label tells the pods apart."""
+    """None if it asks for none, or if no label tells the pods apart. Raises InputError."""
     meta = _pod_meta(value, group, kind)
     given = {key: found for key in (EIP, SNAT) if (found := _annotation(meta, key)) is not None}
-    if meta is None or not given:
+    if meta is None or not given or not meta.texts("labels"):
         return None
     place = next(iter(given.values()))
     address, labels = usable(place, place.address()), meta.texts("labels")
-    if not labels:
-        raise place.error("an EgressPolicy selects pods by labels, and these have none: add one to them")
     head = value.section.require("metadata").section
     namespace = head.string("namespace", "default")
     return EgressPolicy(
@@ -45,7 +43,12 @@ def notes_of(value: Value, group: str, kind: str) -> Iterator[str]:
         yield str(eip.error(INBOUND))
         if (snat := _annotation(meta, SNAT)) is not None and snat.address() != eip.address():
             yield str(snat.error(BOTH))
-    if meta is not None and kind == "Pod":
+    if meta is None:
+        return
+    given = (found for key in (EIP, SNAT) if (found := _annotation(meta, key)) is not None)
+    if not meta.texts("labels"):
+        yield from (str(each.error(UNLABELLED)) for each in given)
+    elif kind == "Pod" and any(given):
         yield str(meta.require("labels").error(OTHERS))
 
 

@@ -146,6 +146,8 @@ def _of_object(value: Value, lines: list[str], others: _Others) -> Iterator[tupl
         written, about = manifest(policy), f"{value.origin}: {name}/{policy.name}"
         notes = tuple(kube_ovn.notes_of(value, group, name))
         yield _name(written), _checked(_Written(about, written, notes), manifest)
+    elif notes := tuple(kube_ovn.notes_of(value, group, name)):
+        yield "", _Written(str(value.origin), notes=notes)
     if (group, name) == ("", "Service"):
         yield from _of_annotations(value)
     kind = BY_NAME.get((group, name))

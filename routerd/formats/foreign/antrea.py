@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ipam.ranges import networks_between
-from routerd.formats.closed import Read, Refused
+from routerd.formats.closed import Read, Refused, usable
 from routerd.formats.document import Section, Value
-from routerd.formats.foreign.policies import EVERYWHERE, everywhere, usable
+from routerd.formats.foreign.policies import EVERYWHERE, everywhere
 from routerd.formats.meta import label_selector, read_meta, selector_at
 from routerd.formats.native import check_block, range_networks
 from routerd.model import AddressPool, EgressPolicy, IPAddress, IPNetwork, PodSelection, Refusal

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ipam.ranges import networks_between
-from routerd.formats.closed import Read, Refused
+from routerd.formats.closed import Read, Refused, usable
 from routerd.formats.document import Section, Value
-from routerd.formats.foreign.policies import usable
 from routerd.formats.meta import label_selector, read_meta
 from routerd.formats.native import check_block, range_networks
 from routerd.model import (

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from routerd.formats.closed import Read, Refused
+from routerd.formats.closed import Read, Refused, usable
 from routerd.formats.document import Value
-from routerd.formats.foreign.policies import EVERYWHERE, everywhere, usable
+from routerd.formats.foreign.policies import EVERYWHERE, everywhere
 from routerd.formats.meta import label_selector, read_meta, selector_at
 from routerd.formats.native import MOST_EGRESS_IPS
-from routerd.formats.wishes import LOWEST
-from routerd.model import EgressPolicy, IPAddress, PodSelection
+from routerd.model import LOWEST, EgressPolicy, IPAddress, PodSelection
 from routerd.selectors import LabelSelector, Requirement
 
 ANYWHERE = LabelSelector()

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_network
 
-from routerd.formats.closed import Refused
-from routerd.formats.document import Value
-from routerd.formats.native import unusable
 from routerd.model import AddressPool, EgressPolicy, IPAddress, IPNetwork
 
 EVERYWHERE: tuple[IPNetwork, ...] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -33,8 +30,16 @@ def to_everywhere(policy: EgressPolicy) -> EgressPolicy:
     return policy if policy.destinations else replace(policy, destinations=EVERYWHERE)
 
 
-def usable(place: Value, address: IPAddress) -> IPAddress:
-    """Raises Refused if it can be no egress IP."""
-    if fault := unusable(address):
-        raise Refused(place, "InvalidEgressIP", f"{address} cannot be an egress IP: {fault}")
-    return address
+def with_gateways(policy: EgressPolicy, pools: Iterable[AddressPool]) -> EgressPolicy:
+    """One that does not say which has those of the pool that it names, or that its address lies in.
+
+    `pools`: those that say which.
+    """
+    pool = next((pool for pool in pools if _is_of(policy, pool)), None) if policy.gateways is None else None
+    return policy if pool is None else replace(policy, gateways=pool.gateways)
+
+
+def _is_of(policy: EgressPolicy, pool: AddressPool) -> bool:
+    if policy.pool:
+        return policy.pool == pool.name
+    return any(address in block for address in policy.egress_ips[:1] for block in pool.blocks)

@@ -37,6 +37,7 @@ from routerd.formats.published.parts import NAME, Part
 from routerd.model import (
     Advertisement,
     Allocations,
+    EgressAsk,
     EgressGroup,
     GatewayMode,
     Heartbeat,
@@ -332,7 +333,12 @@ def write_node_report(report: NodeReport) -> str:
         + (port_report_lines(report.ports) if report.ports is not None else "")
         + _pods(report.pods)
         + (block_report_line(report.blocks) if report.blocks is not None else "")
+        + (_records("egressAsks", map(_ask, report.egress_asks)) if report.egress_asks is not None else "")
     )
+
+
+def _ask(one: EgressAsk) -> str:
+    return f'{{namespace: {quoted(one.namespace)}, egressIP: "{one.egress_ip}"}}'
 
 
 def _pods(one: PodCount | None) -> str:
@@ -357,6 +363,7 @@ def read_node_report(value: Value) -> NodeReport:
         "pods",
         "links",
         "blocks",
+        "egressAsks",
     )
     heartbeat, ports, pods = section.get("heartbeat"), section.section("ports"), section.section("pods")
     blocks = section.section("blocks")
@@ -370,7 +377,19 @@ def read_node_report(value: Value) -> NodeReport:
         _read_pods(pods) if pods is not None else None,
         tuple(_read_link(item.section) for item in section.items("links", MOST_REPORTED)),
         read_block_report(blocks) if blocks is not None else None,
+        _read_asks(section),
     )
+
+
+def _read_asks(section: Section) -> tuple[EgressAsk, ...] | None:
+    if section.get("egressAsks") is None:
+        return None
+    return tuple(_read_ask(item.section) for item in section.items("egressAsks", MOST_PODS))
+
+
+def _read_ask(section: Section) -> EgressAsk:
+    section.only("namespace", "egressIP")
+    return EgressAsk(section.require("namespace").name(), section.require("egressIP").address())
 
 
 def _read_pods(section: Section) -> PodCount:

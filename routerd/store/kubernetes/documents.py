@@ -30,6 +30,7 @@ from routerd.model import (
     GATEWAY_HEARTBEAT,
     Allocations,
     AppliedTable,
+    EgressAsk,
     Heartbeat,
     NodeReport,
     PodCount,
@@ -43,6 +44,7 @@ LIMIT = 1 << 20  # bytes of all values of a ConfigMap (Kubernetes: MaxSecretSize
 HEARTBEAT = "heartbeatSeconds"
 PODS = "pods"
 BLOCKS = "blocks"
+ASKS = "egressAsks"
 FENCE = "routerd.io/lease-generation"  # annotation: the lease under which a document was written
 ALLOCATIONS_KEY = "allocations.yaml"
 AUDIT_ENTRIES = 200  # the newest; the log has all
@@ -168,7 +170,22 @@ def report_status(report: NodeReport) -> dict[str, Any]:
         **({HEARTBEAT: report.heartbeat.seconds} if report.heartbeat is not None else {}),
         **({PODS: _pods_status(report.pods)} if report.pods is not None else {}),
         **({BLOCKS: blocks_status(report.blocks)} if report.blocks is not None else {}),
+        **({ASKS: [_ask_status(each) for each in report.egress_asks]} if report.egress_asks is not None else {}),
     }
+
+
+def _ask_status(one: EgressAsk) -> dict[str, str]:
+    return {"namespace": one.namespace, "egressIP": str(one.egress_ip)}
+
+
+def _read_asks(status: Mapping[str, Any]) -> tuple[EgressAsk, ...] | None:
+    """The schema lets nothing else through; what is none of ours all the same says nothing."""
+    if ASKS not in status:
+        return None
+    try:
+        return tuple(EgressAsk(str(each["namespace"]), ip_address(each["egressIP"])) for each in status[ASKS] or ())
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _pods_status(one: PodCount) -> dict[str, int]:
@@ -242,7 +259,19 @@ def _states(value: Any) -> Any:
         return value.get("waiting")
     if not isinstance(value, list):
         return value
-    names = ("address", "state", "type", "status", "reason", "group", "ports", "egressIP", "first", "version")
+    names = (
+        "address",
+        "state",
+        "type",
+        "status",
+        "reason",
+        "group",
+        "ports",
+        "egressIP",
+        "first",
+        "version",
+        "namespace",
+    )
     return [{name: each.get(name) for name in names} if isinstance(each, dict) else each for each in value]
 
 
@@ -265,7 +294,7 @@ def read_report(name: str, status: Mapping[str, Any]) -> NodeReport | None:
     return NodeReport(
         name, tuple(filter(None, addresses)), known, status.get("draining") is True, _heartbeat(status),
         _read_ports(status), _read_pods(status), tuple(filter(None, map(told_link, status.get("links") or ()))),
-        told_blocks(status.get(BLOCKS)),
+        told_blocks(status.get(BLOCKS)), _read_asks(status),
     )  # fmt: skip
 
 

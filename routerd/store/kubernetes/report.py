@@ -76,7 +76,7 @@ class Reporter:
         """May be called again and again. What is asked for, or given back, is written at once."""
         before, self._node_report = self._node_report, report
         self._has_report.set()
-        if before is not None and before.ports != report.ports:
+        if before is not None and (before.ports, before.egress_asks) != (report.ports, report.egress_asks):
             self._has_ask.set()
 
     def _status(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from operator import attrgetter
 from typing import Any
 
 from routerd.errors import InputError, StoreError
+from routerd.formats.foreign.asked_egress import Asked, with_asked
 from routerd.formats.kinds import KINDS
 from routerd.formats.published.parts import Incomplete
 from routerd.formats.published.whole import AllocationsReader, unread
@@ -129,6 +130,7 @@ class KubernetesStore:
         self._beats: dict[str, str] = {}  # by name of the Lease
         self._merge_refusals: tuple[Refusal, ...] = ()
         self._policies: Mapping[str, EgressPolicy] | None = None  # as they are written
+        self._asked = Asked()
         self._snapshot = Snapshot(service_cidrs=scope.service_cidrs)
 
     def _reflector(self, resource: Resource) -> Reflector:
@@ -286,8 +288,11 @@ class KubernetesStore:
         snapshot = self._cluster_parts(before, dirty)
         if dirty & CONFIGURING:
             snapshot = self._config_parts(snapshot)
-        if dirty & {*CONFIGURING, "Service"}:
-            snapshot = replace(snapshot, policies=with_backends(self._policies, snapshot.services))
+        if dirty & {*CONFIGURING, "Service", "Pod", "Namespace"}:
+            asked = self._asked.policies(snapshot.pods, snapshot.namespaces)
+            policies = with_asked(with_backends(self._policies, snapshot.services), asked)
+            if policies != snapshot.policies:
+                snapshot = replace(snapshot, policies=policies)
         if "Lease" in dirty:
             self._beats = {each.name: each.data[RENEWED] for each in self.objects("Lease")}
         if self._is_read("node_reports") and ("RouterdNode" in dirty or self._reports is None):

@@ -149,12 +149,3 @@ def test_a_place_in_the_file_is_named() -> None:
         "f.yaml",
     ).refusals
     assert refusal.message.startswith("f.yaml:5: ")
-
-
-@pytest.mark.parametrize("key", ["ovn.kubernetes.io/eip", "ovn.kubernetes.io/snat"])
-def test_an_egress_ip_by_annotation(key: str) -> None:
-    assert told("Pod", metadata={"annotations": {key: "203.0.113.1"}}) == [
-        f"Pod/default/x EgressByAnnotation: <store>: {key} gives the pod no egress IP here: write an EgressPolicy, as "
-        "`routerd convert` does"
-    ]
-    assert told("Pod", metadata={"annotations": {key: "", "ovn.kubernetes.io/routed": "true"}}) == []

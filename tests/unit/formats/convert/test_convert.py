@@ -444,12 +444,13 @@ def test_of_an_eip_and_a_snat_the_pod_leaves_with_its_eip() -> None:
         assert [note.split(": ")[0] for note in told] == ["f.yaml:7:29"] * is_told
 
 
-def test_pods_that_no_label_tells_apart_are_an_error() -> None:
+def test_pods_that_no_label_tells_apart_are_told_and_no_error() -> None:
     converted = convert({"f.yaml": (DATA / "convert" / "egress-kube-ovn-pod.yaml").read_text()})
-    assert not converted.text
-    assert converted.errors == (
-        'f.yaml:6:28: metadata.annotations."ovn.kubernetes.io/eip": an EgressPolicy selects pods by labels, and these '
-        "have none: add one to them",
+    assert not converted.text and not converted.errors
+    place = 'f.yaml:6:28: metadata.annotations."ovn.kubernetes.io/eip"'
+    assert converted.notes == (
+        f"{place}: no connection from outside is brought to the pod: give it a Service",
+        f"{place}: it is read as it is; an EgressPolicy selects pods by labels, and these have none",
     )
 
 

@@ -6,12 +6,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 
-from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, BlockReport, Heartbeat, NodeReport, PodCount
+from routerd.formats.published.allocations import parse_node_report, write_node_report
+from routerd.model import GATEWAY_HEARTBEAT, NODE_HEARTBEAT, BlockReport, EgressAsk, Heartbeat, NodeReport, PodCount
 from routerd.store.kubernetes import report as k8s_report
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError
 from routerd.store.kubernetes.contact import Contact
@@ -217,6 +218,23 @@ def test_how_many_pods_there_are_is_read_back(pods: PodCount | None) -> None:
 def test_which_blocks_a_node_keeps_is_read_back(blocks: BlockReport | None) -> None:
     report = NodeReport("n", blocks=blocks)
     assert read_report("n", report_status(report)) == report
+
+
+@pytest.mark.parametrize("asks", [None, (), (EgressAsk("shop", ip_address("172.10.0.1")),)])
+def test_what_pods_ask_for_is_read_back(asks: tuple[EgressAsk, ...] | None) -> None:
+    report = NodeReport("n", egress_asks=asks)
+    assert read_report("n", report_status(report)) == report
+    assert parse_node_report(write_node_report(report), "f") == report
+
+
+@pytest.mark.parametrize("asks", [1, [{}], [{"namespace": "shop"}], [{"namespace": "shop", "egressIP": "x"}]])
+def test_what_is_no_ask_says_nothing(asks: object) -> None:
+    assert read_report("n", {"addresses": [], "egressAsks": asks}) == NodeReport("n")
+
+
+def test_another_ask_is_urgent() -> None:
+    one, two = (report_status(NodeReport("n", egress_asks=(EgressAsk(each, ONE[0]),))) for each in ("shop", "till"))
+    assert is_urgent(two, one) and not is_urgent(one, one)
 
 
 @pytest.mark.parametrize("blocks", [1, [], {"kept": 1}, {"kept": ["x"], "busy": []}, {"generation": "x"}])

@@ -1,0 +1,101 @@
+"""Egress IPs that pods ask for by annotation: nodes report them, pools say who may have which."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from routerd.model import GATEWAY_LABEL, EgressAsk, Namespace, NodeReport, ServiceSelection
+from routerd.selectors import LabelSelector
+from tests.models.operator_world import World
+
+TEAM = LabelSelector((("team", "a"),))
+
+
+@pytest.fixture
+def world() -> World:
+    """A gateway, a worker whose pods of namespace shop ask for 172.10.0.1, and a pool that has it."""
+    world = World()
+    world.node("g")
+    world.node("w", None)
+    asks(world, "w", "shop/172.10.0.1")
+    world.pool("out", "172.10.0.0/29", uses="egress")
+    return world
+
+
+def asks(world: World, node: str, *said: str) -> None:
+    found = (each.split("/") for each in said)
+    world.reports[node] = NodeReport(
+        node, egress_asks=tuple(EgressAsk(namespace, ip_address(address)) for namespace, address in found)
+    )
+
+
+GROUP = "group 1 172.10.0.1 EgressAnnotation/shop/172.10.0.1 via g"
+
+
+def test_what_pods_ask_for_is_a_group_while_a_node_says_so(world: World) -> None:
+    assert world.decide() == GROUP
+    asks(world, "w")
+    assert world.decide() == "group 1 172.10.0.1  via g", "flows that are left go on"
+
+
+def test_pods_of_several_namespaces_and_nodes_share_an_address(world: World) -> None:
+    asks(world, "g", "shop/172.10.0.1", "till/172.10.0.1")
+    assert world.decide() == (
+        "group 1 172.10.0.1 EgressAnnotation/shop/172.10.0.1,EgressAnnotation/till/172.10.0.1 via g"
+    )
+
+
+def test_the_gateways_are_those_of_the_pool(world: World) -> None:
+    world.node("edge", None, labels={"edge": ""})
+    world.pools["out"] = replace(world.pools["out"], gateways=LabelSelector((("edge", ""),)))
+    assert world.decide() == "group 1 172.10.0.1 EgressAnnotation/shop/172.10.0.1 via edge"
+    assert GATEWAY_LABEL not in world.nodes["edge"].labels
+
+
+def test_an_address_of_no_pool_for_egress_is_refused(world: World) -> None:
+    world.pool("out", "172.10.0.0/29", uses="loadbalancer")
+    assert world.decide() == (
+        "! EgressAnnotation/shop/172.10.0.1 NoPoolForAnnotation: no pool for egress has 172.10.0.1: "
+        "add an AddressPool with it and uses: [egress]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("services", "is_given"),
+    [
+        (ServiceSelection(namespaces=TEAM), True),
+        (ServiceSelection(namespaces=LabelSelector((("team", "b"),))), False),
+        (ServiceSelection(services=LabelSelector()), False),
+    ],
+)
+def test_a_pool_for_some_namespaces(world: World, services: ServiceSelection, is_given: bool) -> None:
+    world.pools["out"] = replace(world.pools["out"], services=(services,))
+    world.namespaces["shop"] = Namespace("shop", {"team": "a"})
+    assert world.decide() == (
+        GROUP
+        if is_given
+        else "! EgressAnnotation/shop/172.10.0.1 PoolNotForNamespace: pool out, which has 172.10.0.1, is not for pods "
+        "of namespace shop: see its services"
+    )
+
+
+def test_nobody_takes_the_egress_ip_of_a_policy(world: World) -> None:
+    world.policy("till", "172.10.0.1")
+    assert world.decide().splitlines() == [
+        "group 1 172.10.0.1 EgressPolicy/till via g",
+        "! EgressAnnotation/shop/172.10.0.1 AddressTaken: 172.10.0.1 is the egress IP of EgressPolicy/till, which says "
+        "who leaves with it: ask for another",
+    ]
+
+
+def test_nor_one_that_a_policy_has_of_the_pool(world: World) -> None:
+    asks(world, "w")
+    world.policy("till", pool="out")
+    before = world.decide()
+    given = world.allocations.groups[0].egress_ip
+    asks(world, "w", f"shop/{given}")
+    first, second = world.decide().splitlines()
+    assert first == before and second.startswith(f"! EgressAnnotation/shop/{given} ")

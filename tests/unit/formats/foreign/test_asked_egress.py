@@ -1,0 +1,100 @@
+"""Egress IPs by Kube-OVN's annotations of pods and namespaces: policies, what nodes report, what is told."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from routerd.formats.compose import value_of
+from routerd.formats.foreign.asked_egress import AskCounter, Asked, policy_of_ask
+from routerd.formats.objects import read_object
+from routerd.model import EIP, SNAT, EgressAsk, Namespace, Pod, selection_matches
+
+NAMED = {"kubernetes.io/metadata.name": "shop"}
+
+
+def pod(name: str, node: str = "w", **fields: object) -> Pod:
+    annotations = {{"eip": EIP, "snat": SNAT}[key]: str(fields.pop(key)) for key in ("eip", "snat") if key in fields}
+    return Pod("shop", name, node, annotations=annotations, **fields)  # type: ignore[arg-type]
+
+
+def policies(*pods: Pod, **namespaces: str) -> dict[str, list[str]]:
+    """By name of the policy, the pods that it takes."""
+    known = {name: Namespace(name, NAMED, {SNAT: text}) for name, text in namespaces.items()}
+    found = Asked().policies({each.key: each for each in pods}, known)
+    return {
+        policy.name: [
+            each.name for each in pods if any(selection_matches(s, each, NAMED, {}) for s in policy.selections)
+        ]
+        for policy in found.values()
+    }
+
+
+def test_a_policy_takes_the_pods_that_ask_for_its_address_and_no_other() -> None:
+    asking = (pod("a", eip="172.10.0.1"), pod("b", snat=" 172.10.0.1 "), pod("c", snat="fd00::1"), pod("d"))
+    assert policies(*asking) == {"shop/172.10.0.1": ["a", "b"], "shop/fd00::1": ["c"]}
+
+
+def test_a_namespace_speaks_for_the_pods_that_do_not() -> None:
+    assert policies(pod("a", eip="172.10.0.1"), pod("d"), shop="172.10.0.2") == {
+        "shop/172.10.0.1": ["a"], "shop/172.10.0.2": ["d"],
+    }  # fmt: skip
+    assert policies(pod("a", eip="172.10.0.2"), pod("d"), shop="172.10.0.2") == {"shop/172.10.0.2": ["a", "d"]}
+
+
+def test_what_is_no_address_keeps_its_pods_in() -> None:
+    found = Asked().policies({"shop/a": pod("a", eip="x")}, {})
+    assert [(each.name, each.refused, len(each.destinations)) for each in found.values()] == [
+        ("shop/unreadable", True, 2)
+    ]
+
+
+def test_a_label_of_that_name_asks_for_nothing() -> None:
+    labelled = Pod("shop", "b", "w", labels={EIP: "172.10.0.1"})
+    assert policies(pod("a", eip="172.10.0.1"), labelled) == {"shop/172.10.0.1": ["a"]}
+
+
+def test_what_did_not_change_is_the_same_object() -> None:
+    asked = Asked()
+    first = asked.policies({"shop/a": pod("a", eip="172.10.0.1")}, {})
+    again = asked.policies({"shop/a": pod("a", eip="172.10.0.1"), "shop/b": pod("b", eip="172.10.0.2")}, {})
+    (key,) = first
+    assert again[key] is first[key]
+    assert not asked.policies({}, {})
+
+
+def test_a_node_reports_what_its_own_pods_ask_for() -> None:
+    counter = AskCounter("w")
+    assert counter.asks(None) is None, "pods have not been read"
+    pods = (
+        pod("a", eip="172.10.0.2"), pod("b", snat="172.10.0.1"), pod("c", "other", eip="172.10.0.3"),
+        pod("d", eip="172.10.0.4", host_network=True), pod("e", eip="172.10.0.5", finished=True), pod("f", eip="x"),
+    )  # fmt: skip
+    asks = counter.asks({each.key: each for each in pods})
+    assert asks == tuple(EgressAsk("shop", ip_address(f"172.10.0.{last}")) for last in (1, 2))
+    found = Asked().policies({each.key: each for each in pods}, {})
+    assert all(policy_of_ask(ask).key in found for ask in asks or ())
+
+
+@pytest.mark.parametrize("kind", ["Pod", "Namespace"])
+@pytest.mark.parametrize(
+    ("annotations", "reasons"),
+    [
+        ({EIP: "203.0.113.1"}, ["EgressByAnnotation: no connection from outside is brought to the pod"]),
+        ({SNAT: "203.0.113.1"}, []),
+        ({SNAT: "203.0.113.1,203.0.113.2"}, ['InvalidEgressIP: found "203.0.113.1,203.0.113.2", expected an address']),
+        (
+            {EIP: "203.0.113.1", SNAT: "203.0.113.2"},
+            [
+                "EgressByAnnotation: no connection from outside is brought to the pod",
+                "EgressByAnnotation: the pod leaves with its eip, as Kube-OVN has it",
+            ],
+        ),
+        ({EIP: "", "ovn.kubernetes.io/routed": "true"}, []),
+    ],
+)
+def test_what_of_annotations_is_not_done_is_told(kind: str, annotations: dict[str, str], reasons: list[str]) -> None:
+    value = value_of({"apiVersion": "v1", "kind": kind, "metadata": {"name": "x", "annotations": annotations}})
+    told = read_object(value).refusals
+    assert [f"{each.reason}: {each.message.split(': ', 2)[2].split(': ')[0]}" for each in told] == reasons
