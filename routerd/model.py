@@ -64,7 +64,7 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
         "AdvertisementNotSupported", "AgentAbsent", "AwaitingNodeReports", "BandwidthNotLimited", "BFDDown",
         "BFDNotSupported",
         "ConflictingAnnotations", "EgressByAnnotation", "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed",
-        "GatewaysUnwatched", "HoldTimeTooLong", "MaxPodsTooHigh",
+        "GatewaysUnwatched", "HoldTimeTooLong", "KeyNotUsed", "MaxPodsTooHigh",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoDevice", "NoEndpoints", "NumberMisread",
         "PeeringNotSupported", "PodNearShare", "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster",
         *OF_PORTS, "PortsScarce", "PrefixLimit", "RouteTaken", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",
@@ -476,6 +476,8 @@ class PodPool:
     disabled: bool = False  # drain: keeps what it has, gives nothing new
     asked_only: bool = False  # for nodes and pods that name it
     nodes: LabelSelector | None = None  # which may have blocks; None = every one
+    for_pods: LabelSelector | None = None  # whose pods have addresses of it that name no pool; both None = nobody's
+    for_namespaces: LabelSelector | None = None  # where both are given, both must match
     announced: bool = True
     origin: Origin = Origin()
 
@@ -529,6 +531,7 @@ class EgressPolicy:
     exit_local: bool = False  # packets leave by the pod's own node; gateways bring the answers
     gateway_mode: GatewayMode | None = None  # None = as the operator has it
     service: str = ""  # "namespace/name"; `selections` are then its backends, as stores put them there
+    awaits: tuple[str, ...] = ()  # of a reader: what says its addresses and namespaces (`foreign.kube_ovn.completed`)
 
     @property
     def egress_ips(self) -> tuple[IPAddress, ...]:

@@ -51,7 +51,7 @@ from routerd.model import (
 from routerd.refs import NODE, SERVICE
 
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
-_Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool
+_Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool | kube_ovn.NamedAddress | kube_ovn.Subnet
 _Ciliums = cilium_bgp.ClusterConfig | cilium_bgp.PeerConfig | cilium_bgp.NodeOverride | cilium_bgp.Advertised
 _Calicos = calico_bgp.Configuration | calico_bgp.FilteredPeer | calico_filters.Filter
 _Peers = LegacyConfig | BfdProfile | _Ciliums | _Calicos
@@ -255,7 +255,8 @@ _FOREIGN = (
     ),
     Kind(
         "crd.antrea.io", "v1beta1", "IPPool", "ippools", reader=_plain(pod_pools.read_antrea), parts=("pools",),
-    ),  # in files alone: in an API server the name is Calico's
+        read_by=BOTH,
+    ),
     Kind("projectcalico.org", "v3", "IPPool", "ippools", reader=calico.read_ip_pool, parts=("pools",)),
     # What people write is served by pods of Calico's, on which no start may rest; this is what it is kept as.
     Kind(
@@ -292,6 +293,40 @@ _FOREIGN = (
     ),
 )  # fmt: skip
 
+_KUBE_OVN = (
+    Kind(
+        "kubeovn.io", "v1", "OvnEip", "ovn-eips", reader=kube_ovn.read_ovn_eip, parts=("policies",), read_by=BOTH,
+        kept=("spec", "status.v4Ip", "status.v6Ip"),
+    ),
+    Kind(
+        "kubeovn.io", "v1", "OvnSnatRule", "ovn-snat-rules",
+        reader=FailClosed(kube_ovn.read_ovn_snat_rule, kube_ovn.covered_by_ovn_snat_rule),
+        parts=("policies",), read_by=BOTH,
+    ),
+    Kind(
+        "kubeovn.io", "v1", "IptablesEIP", "iptables-eips", reader=kube_ovn.read_iptables_eip, parts=("policies",),
+        read_by=BOTH, kept=("spec", "status.ip"),
+    ),
+    Kind(
+        "kubeovn.io", "v1", "IptablesSnatRule", "iptables-snat-rules",
+        reader=FailClosed(kube_ovn.read_iptables_snat_rule, kube_ovn.covered_by_iptables_snat_rule),
+        parts=("policies",), read_by=BOTH,
+    ),
+    Kind(
+        "kubeovn.io", "v1", "VpcEgressGateway", "vpc-egress-gateways", namespaced=True,
+        reader=FailClosed(
+            kube_ovn.read_vpc_egress_gateway, kube_ovn.covered_by_vpc_egress_gateway, namespaced=True
+        ),
+        parts=("policies",), read_by=BOTH,
+    ),
+    Kind(
+        "kubeovn.io", "v1", "Subnet", "subnets", reader=kube_ovn.read_subnet, parts=("policies",), read_by=BOTH,
+    ),
+    Kind(
+        "kubeovn.io", "v1", "IPPool", "ippools", reader=_plain(kube_ovn.read_ip_pool), parts=("pools",), read_by=BOTH,
+    ),
+)  # fmt: skip
+
 _PEERS = "write its peers in the BGP ConfigMap"
 _POLICY = "write it as an EgressPolicy"
 _REFUSED = (
@@ -300,12 +335,13 @@ _REFUSED = (
     Kind("isovalent.com", "v1", "IsovalentEgressGatewayPolicy", instead=_POLICY),
 )
 
-KINDS: tuple[Kind, ...] = (*_CORE, *_OWN, *_FOREIGN, *_REFUSED)
+KINDS: tuple[Kind, ...] = (*_CORE, *_OWN, *_FOREIGN, *_KUBE_OVN, *_REFUSED)
 BY_NAME: Mapping[tuple[str, str], Kind] = {(each.group, each.name): each for each in KINDS}
 NAMES = frozenset(each.name for each in KINDS)
 
 
-POLICY_KINDS: Mapping[str, Kind] = {each.name: each for each in KINDS if "policies" in each.parts}
+# Others are named by policies.
+POLICY_KINDS: Mapping[str, Kind] = {each.name: each for each in KINDS if isinstance(each.reader, FailClosed)}
 
 
 def policy_meant(group: str, name: str) -> Kind | None:

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from routerd.formats.foreign.asked_egress import Asked, with_asked
+from routerd.formats.foreign.kube_ovn import completed, known
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import with_destinations, with_gateways
 from routerd.formats.foreign.together import ADVERTISEMENT, together
@@ -111,10 +112,10 @@ def merge(
         unread=any(_is_unread(file, ADVERTISEMENT) for file in files),
     )
     saying = tuple(pool for pool in pools.by_name.values() if pool.gateways is not None)
-    completed = (
-        with_destinations(with_gateways(policy, saying), pools.by_name) for policy in _of(entries, EgressPolicy)
-    )
-    policies = {policy.key: policy for policy in completed}
+    named = known(entry.object for entry in entries)
+    told = [completed(policy, named) for policy in _of(entries, EgressPolicy)]
+    whole = (with_destinations(with_gateways(policy, saying), pools.by_name) for policy, _ in told)
+    policies = {policy.key: policy for policy in whole}
     peers = [peer for config in _of(entries, LegacyConfig) for peer in config.peers]
     profiles = {profile.name: profile for profile in _of(entries, BfdProfile)}
     lost = unreadable(files, policies, allocations, seen)
@@ -125,6 +126,7 @@ def merge(
         *misplaced,
         *pools.refusals,
         *joined.refusals,
+        *(one for _, refusals in told for one in refusals),
         *lost,
         *(one for peer in peers for one in without_profile(peer, profiles)),
     ]

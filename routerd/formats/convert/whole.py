@@ -18,6 +18,7 @@ from routerd.formats.convert.unread import unread_keys
 from routerd.formats.core import expand_lists, read_service
 from routerd.formats.document import Source, Value
 from routerd.formats.foreign import calico_bgp, calico_filters, cilium_bgp
+from routerd.formats.foreign.kube_ovn import NamedAddress, Subnet, completed, known
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import to_everywhere, with_destinations
 from routerd.formats.foreign.together import ADVERTISEMENT, together
@@ -69,12 +70,13 @@ class _Others:
         joined = together(objects, pools, unread=unread)
         self.pools, self.ways, self.told = joined.pools, joined.ways, joined.refusals
         self.peers = {peer.name: peer for peer in joined.peers}
+        self.named = known(objects)
         self.profiles = {each.name: each for each in objects if isinstance(each, BfdProfile)}
 
     def whole(self, found: AddressPool | EgressPolicy) -> AddressPool | EgressPolicy:
         """As it is with all that others say of it."""
         if isinstance(found, EgressPolicy):
-            return to_everywhere(with_destinations(found, self.pools))
+            return to_everywhere(with_destinations(completed(found, self.named)[0], self.pools))
         announced = self.pools.get(found.name, found)
         return announced if announced.origin == found.origin else replace(found, labels=None, ranges=())
 
@@ -167,6 +169,8 @@ _SAID_BY_OTHERS = (  # peers and pools say what these say
     cilium_bgp.Advertised,
     calico_bgp.Configuration,
     calico_filters.Filter,
+    NamedAddress,
+    Subnet,
 )
 
 
@@ -191,8 +195,11 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
         yield "", _Written(str(value.origin), errors=told)
     for found in taken:
         whole = others.whole(found)
-        written = manifest(whole)
         about = f"{value.origin}: {loaded.entries[0].ref}"
+        if isinstance(found, EgressPolicy) and (lacks := completed(found, others.named)[1]):
+            yield "", _Written(about, errors=tuple(each.message for each in lacks))
+            continue
+        written = manifest(whole)
         if kind is None or kind.reader is None or kind.group == OURS:
             is_same = isinstance(found, EgressPolicy) or whole == found
             yield _name(written), _Written(about) if is_same else _checked(_Written(about, written), manifest)

@@ -7,11 +7,11 @@ import hashlib
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from routerd.formats.kinds import Kind, Role, read_by
+from routerd.formats.kinds import KINDS, Kind, Role, read_by
 from routerd.log import event
 from routerd.model import Refusal
 from routerd.store.kubernetes.client import ApiError, Client
@@ -105,7 +105,7 @@ class Events:
         self,
         client: Client,
         writer: Writer,
-        uid_of: Callable[[str, str, str], str],
+        uid_of: Callable[[Kind, str, str], str],
         timings: Timings,
     ) -> None:
         """`uid_of` (kind, namespace, name) gives "" for what is not known."""
@@ -158,7 +158,7 @@ class Events:
 
     async def _tell(self, refusal: Refusal, to: About) -> bool:
         """False if it is to be tried again."""
-        uid = self._uid_of(to.kind.name, to.namespace, to.name)
+        to, uid = self._found(to)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         body = event_body(refusal, to, uid, self._writer, now)
         try:
@@ -170,6 +170,12 @@ class Events:
             self._failed = True
             return not error.is_unreachable
         return True
+
+    def _found(self, to: About) -> tuple[About, str]:
+        """The object and its uid: kinds of several makers have one name."""
+        alike = (kind for kind in KINDS if kind.name == to.kind.name and kind.plural)
+        found = ((kind, self._uid_of(kind, to.namespace, to.name)) for kind in (to.kind, *alike))
+        return next(((replace(to, kind=kind), uid) for kind, uid in found if uid), (to, ""))
 
     async def _write(self, body: dict[str, Any]) -> None:
         """Made, or counted if it is there from before."""

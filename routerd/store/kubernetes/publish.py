@@ -51,7 +51,7 @@ class Publisher:
         """`decided` gives the last decision, None before the first one."""
         self._client, self._store, self._lease = client, store, lease
         self._decided, self._timings, self._clock = decided, timings, clock
-        self._events = Events(client, lease, self._uid_of, timings)
+        self._events = Events(client, lease, self._store.uid_of, timings)
         self._wake = asyncio.Event()
         self._failed: dict[str, tuple[int, float]] = {}  # by object: how often in a row, and when to try again
         self._undone = False  # the last pass: for want of contact or of the lease, which is no failure of an object's
@@ -131,10 +131,6 @@ class Publisher:
         if ledger is not self._recorded[0]:
             self._recorded = (ledger, frozenset(each.address for each in ledger.addresses))
         return self._recorded[1]
-
-    def _uid_of(self, kind: str, namespace: str, name: str) -> str:
-        objects = self._store.objects(kind)
-        return next((each.uid for each in objects if (each.namespace, each.name) == (namespace, name)), "")
 
     async def _write_all(self, patches: list[StatusPatch]) -> None:
         """What is wrong with one object delays no other."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from routerd.errors import InputError, StoreError
 from routerd.formats.foreign.asked_egress import Asked, with_asked
-from routerd.formats.kinds import KINDS
+from routerd.formats.kinds import KINDS, Kind
 from routerd.formats.published.parts import Incomplete
 from routerd.formats.published.whole import AllocationsReader, unread
 from routerd.model import (
@@ -110,7 +110,7 @@ class KubernetesStore:
             "Service": ("services", Models(Service, attrgetter("key"))),
             "EndpointSlice": ("endpoint_slices", Models(EndpointSlice, lambda each: f"{each.namespace}/{each.name}")),
         }
-        self.events = Events(client, AgentOf(scope.node), self._uid_of, timings)
+        self.events = Events(client, AgentOf(scope.node), self.uid_of, timings)
         self._told: Callable[[], Iterable[Refusal]] = tuple
         self._heartbeats = Heartbeats(client, scope.namespace, scope.node, self._uid_of_node, timings)
         self._service_statuses = ShownObjects(
@@ -191,8 +191,10 @@ class KubernetesStore:
         self._service_statuses.wanted = wanted
         self._service_statuses.writers = lambda: max(self.count("Node"), 1)
 
-    def _uid_of(self, kind: str, namespace: str, name: str) -> str:
-        return next((each.uid for each in self.objects(kind) if (each.namespace, each.name) == (namespace, name)), "")
+    def uid_of(self, kind: Kind, namespace: str, name: str) -> str:
+        """ "" for what is not known."""
+        there = (each.objects.get((namespace, name)) for each in self._collections() if each.resource.kind == kind)
+        return next((each.uid for each in there if each is not None), "")
 
     async def _tell_of_pods(self) -> None:
         while True:

@@ -366,7 +366,7 @@ ELSEWHERE = {
     },
     Advertisement: set(),
     AddressPool: {"origin", "protocol", "services", "gateways", "labels", "ranges"},
-    EgressPolicy: {"origin", "kind", "refused", "pool", "count", "service"},
+    EgressPolicy: {"awaits", "origin", "kind", "refused", "pool", "count", "service"},
 }  # fmt: skip
 
 
