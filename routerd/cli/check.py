@@ -23,9 +23,8 @@ from routerd.config import DEFAULT, Config, parse_config, read_config
 from routerd.errors import InputError
 from routerd.formats.closed import FailClosed
 from routerd.formats.compose import documents, first_document, inner_source
-from routerd.formats.core import expand_lists
+from routerd.formats.core import ClaimedDevices, expand_lists
 from routerd.formats.document import Source, Value
-from routerd.formats.foreign.claims import ClaimedDevices
 from routerd.formats.kinds import BY_NAME, OURS
 from routerd.formats.legacy_bgp import Dialect, as_json, parse_document
 from routerd.formats.objects import Loaded, bgp_text, read_object

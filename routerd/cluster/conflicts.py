@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from routerd.claims import TAKEN, Hosts, claims
-from routerd.formats.foreign.asked_egress import of_kind, policy_of_ask
-from routerd.formats.foreign.policies import with_gateways
+from routerd.formats.foreign.policies import of_kind, policy_of_ask, with_gateways
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     AddressPool,

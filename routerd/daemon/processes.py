@@ -34,7 +34,7 @@ from routerd.daemon import preflight
 from routerd.daemon.directories import made
 from routerd.daemon.lifetime import ConfigSource
 from routerd.errors import EnvironmentFault, StoreError
-from routerd.formats.foreign.asked_egress import AskCounter
+from routerd.formats.foreign.policies import AskCounter
 from routerd.log import event
 from routerd.model import Allocations, EgressAsk, Node, NodeReport, PodCount, Snapshot, Writer
 from routerd.node.brake import Brake, Limits

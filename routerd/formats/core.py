@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from routerd.formats.document import MOST_ADDRESSES, UNLIMITED, Section, Value
@@ -17,6 +17,7 @@ from routerd.model import (
     IPNetwork,
     Namespace,
     Node,
+    Origin,
     Pod,
     Refusal,
     Service,
@@ -268,3 +269,36 @@ def _typed(item: Value, kind: str, around: Section) -> Value:
     if (version := around.get("apiVersion")) is not None:
         item.section.entries.setdefault("apiVersion", version)
     return item
+
+
+# --- devices of ResourceClaims that are network interfaces: resource.k8s.io/v1, `status.devices[].networkData`
+# (dynamic resource allocation, Kubernetes 1.33)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedDevices:
+    """Network interfaces that a ResourceClaim's devices are, and for which pods it is reserved."""
+
+    namespace: str
+    name: str
+    pods: tuple[str, ...]  # names, in its namespace
+    interfaces: tuple[str, ...]  # in the pods
+    origin: Origin
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+def read_resource_claim(value: Value) -> ClaimedDevices:
+    meta = read_meta(value)
+    status = value.section.section("status")
+    users = [item.section for item in status.items("reservedFor")] if status else []
+    devices = [item.section.section("networkData") for item in status.items("devices")] if status else []
+    return ClaimedDevices(
+        meta.namespace_or_default,
+        meta.name,
+        tuple(user.string("name") for user in users if user.string("resource") == "pods"),
+        tuple(device.string("interfaceName") for device in devices if device and device.string("interfaceName")),
+        meta.origin,
+    )

@@ -21,7 +21,6 @@ from routerd.formats.foreign import (
     calico_filters,
     cilium,
     cilium_bgp,
-    claims,
     kube_ovn,
     metallb,
     metallb_advertisements,
@@ -55,7 +54,7 @@ _Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool | kube_ovn.N
 _Ciliums = cilium_bgp.ClusterConfig | cilium_bgp.PeerConfig | cilium_bgp.NodeOverride | cilium_bgp.Advertised
 _Calicos = calico_bgp.Configuration | calico_bgp.FilteredPeer | calico_filters.Filter
 _Peers = LegacyConfig | BfdProfile | _Ciliums | _Calicos
-Object = _Cluster | claims.ClaimedDevices | _Pools | _Peers | EgressPolicy | Allocations | NodeReport
+Object = _Cluster | core.ClaimedDevices | _Pools | _Peers | EgressPolicy | Allocations | NodeReport
 Read = tuple[Object | None, tuple[Refusal, ...]]  # what an object says, and what of it cannot be done
 Reader = Callable[[Value], Read]
 T = TypeVar("T", bound=Object)
@@ -164,7 +163,7 @@ _CORE = (
         read_by=BOTH, kept=("data",),
     ),
     # In files alone, for `routerd check`: on a node a pod's network namespace says what it has.
-    Kind("resource.k8s.io", "v1", "ResourceClaim", custom=False, reader=_plain(claims.read_resource_claim)),
+    Kind("resource.k8s.io", "v1", "ResourceClaim", custom=False, reader=_plain(core.read_resource_claim)),
     Kind("", "v1", "Event", "events", namespaced=True, custom=False),
     Kind(
         "coordination.k8s.io", "v1", "Lease", "leases", namespaced=True, custom=False, parts=("node_reports",),

@@ -2,7 +2,7 @@
 
 Rules of SNAT and egress gateways are policies. They name addresses (OvnEip, IptablesEIP) and subnets, which stores put
 in (`completed`); of a subnet the namespaces count that are bound to it. What the annotations ask for is in
-`asked_egress`. A VPC is nothing here: its subnets select namespaces as any other.
+`policies`. A VPC is nothing here: its subnets select namespaces as any other.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from ipam.ranges import networks_between
 from routerd.formats.closed import Read, Refused, usable
 from routerd.formats.document import Section, Value
-from routerd.formats.foreign.asked_egress import address_of
-from routerd.formats.foreign.policies import EVERYWHERE, everywhere
+from routerd.formats.foreign.policies import EVERYWHERE, address_of, everywhere
 from routerd.formats.meta import Meta, label_selector, read_meta, selector_at
 from routerd.formats.native import MOST_EGRESS_IPS, check_block, range_networks
 from routerd.model import (

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from ipaddress import ip_network
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
 
-from routerd.model import AddressPool, EgressPolicy, IPAddress, IPNetwork
+from routerd.memo import Tally
+from routerd.model import (
+    ASKED_LABEL,
+    LOWEST,
+    NAMESPACE_NAME_LABEL,
+    AddressPool,
+    EgressAsk,
+    EgressPolicy,
+    IPAddress,
+    IPNetwork,
+    LabelSelector,
+    Namespace,
+    Pod,
+    PodSelection,
+    asked_egress_ip,
+)
+from routerd.selectors import Requirement
 
 EVERYWHERE: tuple[IPNetwork, ...] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
@@ -43,3 +60,109 @@ def _is_of(policy: EgressPolicy, pool: AddressPool) -> bool:
     if policy.pool:
         return policy.pool == pool.name
     return any(address in block for address in policy.egress_ips[:1] for block in pool.blocks)
+
+
+# --- egress IPs that pods and namespaces ask for by Kube-OVN's annotations `eip` and `snat`
+#
+# One policy for each address and namespace. It is a user's word about his own pods: it has the lowest priority and
+# leads to everywhere, so that it takes no destination out of a policy of the cluster's; which addresses may be asked
+# for, `routerd.cluster.conflicts` decides. A pod without an annotation has its namespace's.
+
+KIND = "EgressAnnotation"  # of these policies, in messages and documents
+UNREAD = "unreadable"  # in place of the address, of the policy by which pods are dropped whose annotation names none
+_Word = tuple[str, str]  # a namespace, and what is written there
+_NONE = LabelSelector((), (Requirement(ASKED_LABEL, "DoesNotExist"),))
+
+
+def address_of(text: str) -> IPAddress | None:
+    """None if it names none."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+class Asked:
+    """Kept from snapshot to snapshot: what did not change is the same object (see `routerd.memo`)."""
+
+    def __init__(self) -> None:
+        self._of_pods: Tally[Pod, _Word] = Tally(_of_pod)
+        self._of_namespaces: Tally[Namespace, _Word] = Tally(_of_namespace)
+        self._policies: dict[str, EgressPolicy] = {}
+
+    def policies(
+        self, pods: Mapping[str, Pod] | None, namespaces: Mapping[str, Namespace] | None
+    ) -> Mapping[str, EgressPolicy]:
+        """By key."""
+        self._of_pods.update(pods or {})
+        self._of_namespaces.update(namespaces or {})
+        selected = [(word, LabelSelector(((ASKED_LABEL, word[1]),))) for word in sorted(self._of_pods.values)]
+        selected += [(word, _NONE) for word in sorted(self._of_namespaces.values)]
+        found: dict[tuple[str, IPAddress | None], list[LabelSelector]] = {}
+        for (namespace, text), selector in selected:
+            found.setdefault((namespace, address_of(text)), []).append(selector)
+        made = (_policy(namespace, address, tuple(by)) for (namespace, address), by in found.items())
+        before = self._policies
+        self._policies = {new.key: old if (old := before.get(new.key)) == new else new for new in made}
+        return self._policies
+
+
+def _of_pod(pod: Pod) -> Iterator[_Word]:
+    if not (pod.host_network or pod.finished) and (text := asked_egress_ip(pod.annotations)):
+        yield pod.namespace, text
+
+
+def _of_namespace(namespace: Namespace) -> Iterator[_Word]:
+    if text := asked_egress_ip(namespace.annotations):
+        yield namespace.name, text
+
+
+class AskCounter:
+    """What a node's pods ask for, for its report; of a snapshot it looks at what has changed."""
+
+    def __init__(self, node: str) -> None:
+        self._asks: Tally[Pod, EgressAsk] = Tally(lambda pod: _asks(pod) if pod.node == node else ())
+
+    def asks(self, pods: Mapping[str, Pod] | None) -> tuple[EgressAsk, ...] | None:
+        """None while pods have not been read."""
+        if pods is None:
+            return None
+        self._asks.update(pods)
+        return tuple(sorted(self._asks.values, key=lambda each: (each.namespace, str(each.egress_ip))))
+
+
+def _asks(pod: Pod) -> Iterator[EgressAsk]:
+    for namespace, text in _of_pod(pod):
+        if (address := address_of(text)) is not None:
+            yield EgressAsk(namespace, address)
+
+
+def policy_of_ask(ask: EgressAsk) -> EgressPolicy:
+    """As the operator knows it, which does not know whom it selects."""
+    return _policy(ask.namespace, ask.egress_ip, ())
+
+
+@lru_cache(maxsize=1 << 12)
+def _policy(namespace: str, address: IPAddress | None, by: tuple[LabelSelector, ...]) -> EgressPolicy:
+    here = LabelSelector(((NAMESPACE_NAME_LABEL, namespace),))
+    return EgressPolicy(
+        f"{namespace}/{address or UNREAD}",
+        KIND,
+        tuple(PodSelection(pods, here) for pods in by),
+        everywhere([address]) if address is not None else EVERYWHERE,
+        egress_ip=address,
+        priority=LOWEST,
+        refused=address is None,
+    )
+
+
+def with_asked(
+    policies: Mapping[str, EgressPolicy] | None, asked: Mapping[str, EgressPolicy]
+) -> Mapping[str, EgressPolicy] | None:
+    """The same where nobody asks."""
+    return {**asked, **policies} if asked and policies is not None else policies
+
+
+def of_kind(policies: Iterable[EgressPolicy]) -> dict[str, EgressPolicy]:
+    """Those that are asked for, by key."""
+    return {policy.key: policy for policy in policies if policy.kind == KIND}

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Any
 
 from routerd.errors import InputError, StoreError
-from routerd.formats.foreign.asked_egress import Asked, with_asked
+from routerd.formats.foreign.policies import Asked, with_asked
 from routerd.formats.kinds import KINDS, Kind
 from routerd.formats.published.parts import Incomplete
 from routerd.formats.published.whole import AllocationsReader, unread

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from routerd.formats.compose import value_of
-from routerd.formats.foreign.asked_egress import AskCounter, Asked, policy_of_ask
+from routerd.formats.foreign.policies import AskCounter, Asked, policy_of_ask
 from routerd.formats.objects import read_object
 from routerd.model import EIP, SNAT, EgressAsk, Namespace, Pod, selection_matches
 
