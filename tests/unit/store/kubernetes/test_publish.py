@@ -10,7 +10,7 @@ from typing import Any
 
 from routerd.cluster.assign import Decision
 from routerd.cluster.ledger import Ledger
-from routerd.formats.kinds import Role
+from routerd.formats.kinds import Kind, Role
 from routerd.model import Allocations, Refusal, ServiceAllocation, Snapshot
 from routerd.refs import service_ref
 from routerd.store.kubernetes.client import UNREACHABLE, ApiError
@@ -49,6 +49,10 @@ class Store:
 
     def objects(self, kind: str) -> list[Any]:
         return list(self.services.objects.values()) if kind == "Service" else []
+
+    def uid_of(self, kind: Kind, namespace: str, name: str) -> str:
+        found = self.services.objects.get((namespace, name)) if kind.name == "Service" else None
+        return found.uid if found is not None else ""
 
     def view(self, kind: str) -> Any:
         return self.services.view() if kind == "Service" else {}
