@@ -16,11 +16,6 @@ from routerd.formats.closed import FailClosed
 from routerd.formats.document import Value
 from routerd.formats.foreign import (
     antrea,
-    calico,
-    calico_bgp,
-    calico_filters,
-    cilium,
-    cilium_bgp,
     kube_ovn,
     metallb,
     metallb_advertisements,
@@ -28,6 +23,12 @@ from routerd.formats.foreign import (
     ovn_kubernetes,
     pod_pools,
 )
+from routerd.formats.foreign.calico import bgp as calico_bgp
+from routerd.formats.foreign.calico import filters as calico_filters
+from routerd.formats.foreign.calico import pools as calico_pools
+from routerd.formats.foreign.cilium import bgp as cilium_bgp
+from routerd.formats.foreign.cilium import egress as cilium_egress
+from routerd.formats.foreign.cilium import pools as cilium_pools
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
 from routerd.formats.resembling import node_labels, slice_labels
@@ -193,17 +194,17 @@ _OWN = (
 _FOREIGN = (
     Kind(
         "cilium.io", "v2", "CiliumEgressGatewayPolicy", "ciliumegressgatewaypolicies",
-        reader=FailClosed(cilium.read_egress_gateway_policy, cilium.covered_by_gateway_policy),
+        reader=FailClosed(cilium_egress.read_egress_gateway_policy, cilium_egress.covered_by_gateway_policy),
         parts=("policies",), read_by=BOTH,
     ),
     Kind(
         "cilium.io", "v2alpha1", "CiliumEgressNATPolicy", "ciliumegressnatpolicies",
-        reader=FailClosed(cilium.read_egress_nat_policy, cilium.covered_by_nat_policy),
+        reader=FailClosed(cilium_egress.read_egress_nat_policy, cilium_egress.covered_by_nat_policy),
         parts=("policies",), read_by=BOTH,
     ),
     Kind(
         "cilium.io", "v2", "CiliumLoadBalancerIPPool", "ciliumloadbalancerippools",
-        reader=_plain(cilium.read_load_balancer_pool), parts=("pools",), read_by=BOTH, status_by=OPERATOR,
+        reader=_plain(cilium_pools.read_load_balancer_pool), parts=("pools",), read_by=BOTH, status_by=OPERATOR,
     ),
     Kind(
         "cilium.io", "v2", "CiliumBGPClusterConfig", "ciliumbgpclusterconfigs",
@@ -256,10 +257,11 @@ _FOREIGN = (
         "crd.antrea.io", "v1beta1", "IPPool", "ippools", reader=_plain(pod_pools.read_antrea), parts=("pools",),
         read_by=BOTH,
     ),
-    Kind("projectcalico.org", "v3", "IPPool", "ippools", reader=calico.read_ip_pool, parts=("pools",)),
+    Kind("projectcalico.org", "v3", "IPPool", "ippools", reader=calico_pools.read_ip_pool, parts=("pools",)),
     # What people write is served by pods of Calico's, on which no start may rest; this is what it is kept as.
     Kind(
-        "crd.projectcalico.org", "v1", "IPPool", "ippools", reader=calico.read_ip_pool, parts=("pools",), read_by=BOTH,
+        "crd.projectcalico.org", "v1", "IPPool", "ippools", reader=calico_pools.read_ip_pool, parts=("pools",),
+        read_by=BOTH,
     ),
     # In files alone, as people write them and as they are kept: where an API server has them, Calico has the sessions.
     Kind(

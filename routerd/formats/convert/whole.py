@@ -17,7 +17,9 @@ from routerd.formats.convert.manifests import Json, config_map, manifest, text_o
 from routerd.formats.convert.unread import unread_keys
 from routerd.formats.core import expand_lists, read_service
 from routerd.formats.document import Source, Value
-from routerd.formats.foreign import calico_bgp, calico_filters, cilium_bgp
+from routerd.formats.foreign.calico import bgp as calico_bgp
+from routerd.formats.foreign.calico.filters import Filter
+from routerd.formats.foreign.cilium import bgp as cilium_bgp
 from routerd.formats.foreign.kube_ovn import NamedAddress, Subnet, completed, known
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import to_everywhere, with_destinations
@@ -168,7 +170,7 @@ _SAID_BY_OTHERS = (  # peers and pools say what these say
     cilium_bgp.NodeOverride,
     cilium_bgp.Advertised,
     calico_bgp.Configuration,
-    calico_filters.Filter,
+    Filter,
     NamedAddress,
     Subnet,
 )

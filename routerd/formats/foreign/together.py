@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from routerd.formats.foreign import calico_bgp, cilium_bgp, metallb_advertisements
-from routerd.formats.foreign.calico_filters import Filter
+from routerd.formats.foreign import metallb_advertisements
+from routerd.formats.foreign.calico import bgp as calico_bgp
+from routerd.formats.foreign.calico.filters import Filter
+from routerd.formats.foreign.cilium import bgp as cilium_bgp
 from routerd.model import AddressPool, Advertisement, CommunityNames, Peer, PoolAdvertisement, Refusal
 
 T = TypeVar("T")

@@ -88,6 +88,10 @@ def ovn_egress_ip(**spec: Any) -> Json:
     return made("k8s.ovn.org", "EgressIP", spec={"egressIPs": ["198.51.100.1"], "namespaceSelector": {}, **spec})
 
 
+def egress_gateway(**spec: Any) -> Json:
+    return made("kubeovn.io", "VpcEgressGateway", spec={"externalIPs": ["198.51.100.1"], **spec})
+
+
 def values(count: int) -> Json:
     expression = {"key": "app", "operator": "In", "values": [f"v{number}" for number in range(count)]}
     return {"podSelector": {"matchExpressions": [expression]}}
@@ -185,6 +189,10 @@ OBJECTS: dict[str, tuple[Json, int, int, str]] = {
         made("metallb.io", "Community", spec={"communities": [{"name": "a", "value": "1:1"}] * MANY}),
         MANY, MOST, "spec.communities",
     ),
+    "Subnet": (
+        made("kubeovn.io", "Subnet", spec={"cidrBlock": "10.16.0.0/16", "namespaces": ["a"] * MANY}),
+        MANY, MOST, "spec.namespaces",
+    ),
     "pools": (config_map({"address-pools": [{}] * MANY}), MANY, MOST, "address-pools"),
 }  # fmt: skip
 POLICIES: dict[str, tuple[Json, int, str]] = {
@@ -204,6 +212,7 @@ POLICIES |= {
         "spec.appliedTo.podSelector.matchExpressions[0].values",
     ),
     "EgressIP": (ovn_egress_ip(egressIPs=addresses(MANY)), MANY, "spec.egressIPs"),
+    "VpcEgressGateway": (egress_gateway(selectors=[{"namespaceSelector": {}}] * MANY), MANY, "spec.selectors"),
     "policy labels": ({**own_policy(), "metadata": {"name": "big", "labels": labels(MANY)}}, MANY, "metadata.labels"),
 }
 
@@ -282,4 +291,5 @@ def test_every_kind_that_is_read_has_a_list_that_is_tried_here() -> None:
     tried = {each["kind"] for each, *_ in (*OBJECTS.values(), *POLICIES.values())}
     written = {each.name for each in KINDS if each.read_by} - {"RouterdNode", "Lease"}  # which agents write
     written -= {"BFDProfile", "EgressService"}  # which have no list, or whose Service says whom they cover
+    written -= {"IptablesEIP", "IptablesSnatRule", "OvnEip", "OvnSnatRule"}  # which have none either
     assert written == tried

@@ -6,7 +6,7 @@ What we cannot do is refused by name, as a value. Unknown fields are ignored, as
 from __future__ import annotations
 
 from routerd.formats.document import Section, Value
-from routerd.formats.foreign.calico_selectors import selector
+from routerd.formats.foreign.calico.selectors import selector
 from routerd.formats.foreign.pod_pools import cluster_cidr
 from routerd.formats.meta import Meta, read_meta
 from routerd.formats.native import check_block

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from bgp.path import normal_communities
 from routerd.formats.document import Section, Value
-from routerd.formats.foreign.calico_filters import EVERYTHING, Filter, PeerType, rules_for
-from routerd.formats.foreign.calico_selectors import alternatives
+from routerd.formats.foreign.calico.filters import EVERYTHING, Filter, PeerType, rules_for
+from routerd.formats.foreign.calico.selectors import alternatives
 from routerd.formats.legacy_bgp.decode import as_number
 from routerd.formats.legacy_bgp.golang import parse_duration, whole_seconds
 from routerd.formats.legacy_bgp.structure import MAX_HOPS

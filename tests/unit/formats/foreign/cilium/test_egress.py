@@ -9,7 +9,7 @@ from routerd.model import EgressPolicy, Pod, PodSelection, selection_matches
 from routerd.selectors import LabelSelector, Requirement
 from tests.models.manifests import read_text
 
-EXAMPLES = Path(__file__).parents[2] / "data" / "examples"
+EXAMPLES = Path(__file__).parents[3] / "data" / "examples"
 NAT = "apiVersion: cilium.io/v2alpha1\nkind: CiliumEgressNATPolicy\nmetadata: {name: e}\nspec:\n"
 GATEWAY = "apiVersion: cilium.io/v2\nkind: CiliumEgressGatewayPolicy\nmetadata: {name: e}\nspec:\n"
 SELECTORS = "  selectors: [{podSelector: {}}]\n  destinationCIDRs: [0.0.0.0/0]\n"
