@@ -28,6 +28,7 @@ from routerd.formats.foreign.calico import filters as calico_filters
 from routerd.formats.foreign.calico import pools as calico_pools
 from routerd.formats.foreign.cilium import bgp as cilium_bgp
 from routerd.formats.foreign.cilium import egress as cilium_egress
+from routerd.formats.foreign.cilium import peering as cilium_peering
 from routerd.formats.foreign.cilium import pools as cilium_pools
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
@@ -52,7 +53,13 @@ from routerd.refs import NODE, SERVICE
 
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
 _Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool | kube_ovn.NamedAddress | kube_ovn.Subnet
-_Ciliums = cilium_bgp.ClusterConfig | cilium_bgp.PeerConfig | cilium_bgp.NodeOverride | cilium_bgp.Advertised
+_Ciliums = (
+    cilium_bgp.ClusterConfig
+    | cilium_bgp.PeerConfig
+    | cilium_bgp.NodeOverride
+    | cilium_bgp.Advertised
+    | cilium_peering.PeeringPolicy
+)
 _Calicos = calico_bgp.Configuration | calico_bgp.FilteredPeer | calico_filters.Filter
 _Peers = LegacyConfig | BfdProfile | _Ciliums | _Calicos
 Object = _Cluster | core.ClaimedDevices | _Pools | _Peers | EgressPolicy | Allocations | NodeReport
@@ -74,6 +81,7 @@ _RESTS: Mapping[tuple[str, str], frozenset[str]] = {
     ("cilium.io", "CiliumBGPClusterConfig"): frozenset({"bgp"}),
     ("cilium.io", "CiliumBGPPeerConfig"): frozenset({"bgp"}),
     ("cilium.io", "CiliumBGPNodeConfigOverride"): frozenset({"bgp"}),
+    ("cilium.io", "CiliumBGPPeeringPolicy"): frozenset({"bgp"}),
     **{(group, name): frozenset({"bgp"}) for group in _CALICOS for name in ("BGPConfiguration", "BGPFilter")},
 }
 
@@ -110,8 +118,8 @@ class Kind:
         """Parts that are not known, after a start, before each object of the kind has said something.
 
         A BGP ConfigMap that is wrong may name any peer: without it every session would be ended. So may a
-        CiliumBGPClusterConfig, and a CiliumBGPPeerConfig, a CiliumBGPNodeConfigOverride, a BGPConfiguration and a
-        BGPFilter are how they are. Of all other kinds a wrong object costs itself.
+        CiliumBGPClusterConfig or a CiliumBGPPeeringPolicy; a CiliumBGPPeerConfig, a CiliumBGPNodeConfigOverride, a
+        BGPConfiguration and a BGPFilter are how they are. Of all other kinds a wrong object costs itself.
         """
         return _RESTS.get((self.group, self.name), frozenset())
 
@@ -217,6 +225,10 @@ _FOREIGN = (
     Kind(
         "cilium.io", "v2", "CiliumBGPNodeConfigOverride", "ciliumbgpnodeconfigoverrides",
         reader=_plain(cilium_bgp.read_node_override), parts=("bgp",), read_by=BOTH,
+    ),
+    Kind(
+        "cilium.io", "v2alpha1", "CiliumBGPPeeringPolicy", "ciliumbgppeeringpolicies",
+        reader=cilium_peering.read_peering_policy, parts=("bgp", "pools"), read_by=BOTH,
     ),
     Kind(
         "cilium.io", "v2", "CiliumBGPAdvertisement", "ciliumbgpadvertisements",
@@ -328,10 +340,8 @@ _KUBE_OVN = (
     ),
 )  # fmt: skip
 
-_PEERS = "write its peers in the BGP ConfigMap"
 _POLICY = "write it as an EgressPolicy"
 _REFUSED = (
-    Kind("cilium.io", "v2alpha1", "CiliumBGPPeeringPolicy", instead=_PEERS),
     Kind("metallb.io", "v1beta1", "L2Advertisement", instead="what is announced is announced by BGP"),
     Kind("isovalent.com", "v1", "IsovalentEgressGatewayPolicy", instead=_POLICY),
 )

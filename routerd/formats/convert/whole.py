@@ -20,6 +20,7 @@ from routerd.formats.document import Source, Value
 from routerd.formats.foreign.calico import bgp as calico_bgp
 from routerd.formats.foreign.calico.filters import Filter
 from routerd.formats.foreign.cilium import bgp as cilium_bgp
+from routerd.formats.foreign.cilium.peering import PeeringPolicy
 from routerd.formats.foreign.kube_ovn import NamedAddress, Subnet, completed, known
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import to_everywhere, with_destinations
@@ -187,6 +188,9 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
         peers = tuple(others.peers[name] for name in names if name in others.peers)
         lacking = [one.message for one in others.told if one.object.name in names]
         yield _of_peers(value, kind, loaded.entries[0].ref, LegacyConfig(peers), (*told, *lacking))
+        return
+    if loaded.entries and isinstance(policy := loaded.entries[0].object, PeeringPolicy):
+        yield _of_peers(value, kind, loaded.entries[0].ref, LegacyConfig(policy.peers), told)
         return
     taken = [found for found in map(_object, loaded.entries) if found is not None]
     of_pods = [_as_configuration(each) for entry in loaded.entries if isinstance(each := entry.object, PodPool)]

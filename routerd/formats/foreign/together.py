@@ -10,6 +10,7 @@ from routerd.formats.foreign import metallb_advertisements
 from routerd.formats.foreign.calico import bgp as calico_bgp
 from routerd.formats.foreign.calico.filters import Filter
 from routerd.formats.foreign.cilium import bgp as cilium_bgp
+from routerd.formats.foreign.cilium.peering import PeeringPolicy
 from routerd.model import AddressPool, Advertisement, CommunityNames, Peer, PoolAdvertisement, Refusal
 
 T = TypeVar("T")
@@ -41,9 +42,12 @@ def together(objects: Iterable[object], pools: Mapping[str, AddressPool], *, unr
     calicos = calico_bgp.joined(
         _of(objects, calico_bgp.Configuration), _of(objects, calico_bgp.FilteredPeer), _of(objects, Filter)
     )
-    whole = cilium_bgp.with_ways(announced.pools, theirs.ways)
+    policies = _of(objects, PeeringPolicy)
+    ways = (*theirs.ways, *(way for policy in policies for way in policy.ways))
+    whole = cilium_bgp.with_ways(announced.pools, ways)
     refusals = (*announced.refusals, *theirs.refusals, *whole.refusals, *calicos.refusals)
-    return Together(whole.pools, (*theirs.peers, *calicos.peers), theirs.ways, refusals)
+    peers = (*theirs.peers, *(peer for policy in policies for peer in policy.peers), *calicos.peers)
+    return Together(whole.pools, peers, ways, refusals)
 
 
 def _of(objects: tuple[object, ...], kind: type[T]) -> list[T]:

@@ -174,6 +174,10 @@ OBJECTS: dict[str, tuple[Json, int, int, str]] = {
         made("cilium.io", "CiliumBGPNodeConfigOverride", spec={"bgpInstances": [{}] * MANY}),
         MANY, MOST, "spec.bgpInstances",
     ),
+    "CiliumBGPPeeringPolicy": (
+        made("cilium.io", "CiliumBGPPeeringPolicy", spec={"virtualRouters": [{}] * MANY}),
+        MANY, MOST, "spec.virtualRouters",
+    ),
     "CiliumBGPPeerConfig": (
         made("cilium.io", "CiliumBGPPeerConfig", spec={"families": [{}] * MANY}), MANY, MOST, "spec.families",
     ),

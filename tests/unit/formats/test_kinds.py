@@ -55,6 +55,7 @@ def test_what_the_roles_watch() -> None:
         "addresspools.routerd.io", "egresspolicies.routerd.io", "ciliumegressgatewaypolicies.cilium.io",
         "ciliumegressnatpolicies.cilium.io", "ipaddresspools.metallb.io", "bgppeers.metallb.io",
         "ciliumbgpclusterconfigs.cilium.io", "ciliumbgpnodeconfigoverrides.cilium.io",
+        "ciliumbgppeeringpolicies.cilium.io",
         "ciliumbgppeerconfigs.cilium.io", "ciliumbgpadvertisements.cilium.io",
         "bfdprofiles.metallb.io", "bgpadvertisements.metallb.io", "communities.metallb.io",
         "ciliumloadbalancerippools.cilium.io", "egresses.crd.antrea.io", "externalippools.crd.antrea.io",

@@ -93,7 +93,8 @@ def size(pool: AddressPool | PodPool) -> int:
 
 def test_every_kind_of_pool_is_tried_here() -> None:
     kinds = {json.loads(text("192.0.2.0/24"))["kind"] for text in (*SERVICES.values(), *PODS.values())}
-    beside = {"BGPAdvertisement", "CiliumBGPAdvertisement", "Community"}  # which say how pools are announced
+    beside = {"BGPAdvertisement", "Community"}  # which say how pools are announced
+    beside |= {"CiliumBGPAdvertisement", "CiliumBGPPeeringPolicy"}
     found = {each.name for each in KINDS if "pools" in each.parts and each.reader} | {"ConfigMap"}
     assert found - beside == kinds
 

@@ -213,11 +213,11 @@ def read_peer_config(value: Value) -> tuple[PeerConfig | None, tuple[Refusal, ..
         connect_retry=min(timers.integer("connectRetryTimeSeconds", 0, 2**31 - 1, 0), MAX_CONNECT_RETRY),
         ebgp_multihop=spec.integer("ebgpMultihop", 1, 255, 1) > 1,
         graceful_restart_time=restart.integer("restartTimeSeconds", 1, 4095, 120),
-        families=_families(spec),
+        families=read_families(spec),
     ), ()
 
 
-def _families(spec: Section) -> tuple[tuple[IPFamily, LabelSelector | None], ...]:
+def read_families(spec: Section) -> tuple[tuple[IPFamily, LabelSelector | None], ...]:
     found: dict[IPFamily, LabelSelector | None] = {}
     for item in spec.items("families"):
         names = item.section.string("afi", "ipv4"), item.section.string("safi", "unicast")
@@ -268,12 +268,12 @@ def _ways(item: Section) -> Iterator[Advertisement]:
         aggregation_length=service.integer("aggregationLengthIPv4", 0, 32, 32),
         aggregation_length_v6=service.integer("aggregationLengthIPv6", 0, 128, 128),
         local_pref=attributes.integer("localPreference", 0, 2**32 - 1, LOCAL_PREF),
-        communities=normal_communities(_communities(attributes.section("communities"))),
+        communities=normal_communities(read_communities(attributes.section("communities"))),
         services=(label_selector(selector, strict=False),),
     )
 
 
-def _communities(section: Section | None) -> Iterator[str]:
+def read_communities(section: Section | None) -> Iterator[str]:
     if section is None:
         return
     for item in section.items("standard"):
