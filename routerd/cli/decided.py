@@ -14,8 +14,10 @@ from typing import Literal
 from egress.policy import UNSUPPORTED_FAMILY
 from routerd.agent.settings import settings_of
 from routerd.cluster.assign import assign
+from routerd.cluster.conflicts import NO_POOL
 from routerd.cluster.ledger import Ledger
 from routerd.config import Config
+from routerd.formats.foreign.policies import places_of_asks
 from routerd.model import Allocations, IPAddress, Node, NodeReport, Origin, Peer, Refusal, Snapshot, with_blocks
 from routerd.node.announce import announcements
 from routerd.node.rooms.routes import direct_routes
@@ -27,6 +29,7 @@ Severity = Literal["error", "warning"]
 BETTER = frozenset({"NoGateway", "AwaitingNodeReports", "PolicyRefused", UNSUPPORTED_FAMILY})  # told by `check`
 # no mistake of a file, the operator's word, or known to the node alone
 STATES = frozenset({"NoAddress", "NodeDrained", "NetworkUnavailable", "RouterNotFound"})
+OF_POOLS = frozenset({"NoPool", NO_POOL})
 GUESSED = frozenset({"NoRoute", "NoNextHop"})  # the node's interfaces may have what its Node object lacks
 
 
@@ -70,7 +73,7 @@ def _of_operator(snapshot: Snapshot, allocations: Allocations) -> Iterator[tuple
     served = {str(service_ref(each.service)) for each in allocations.services}
     served |= {policy for group in allocations.groups for policy in group.policies}
     for refusal in allocations.refusals:
-        is_elsewhere = refusal.reason == "NoPool" and not snapshot.pools  # pools are other files' matter
+        is_elsewhere = refusal.reason in OF_POOLS and not snapshot.pools  # pools are other files' matter
         if refusal.reason not in BETTER and not is_elsewhere:
             is_served = str(refusal.object) in served or refusal.severity == "warning"
             yield "warning" if is_served else "error", refusal
@@ -124,4 +127,5 @@ def _places(snapshot: Snapshot) -> Mapping[Ref, Origin]:
     things = (snapshot.policies or {}, snapshot.services or {}, snapshot.nodes or {})
     named = ((each.ref, each.origin) for mapping in things for each in mapping.values())
     peers = ((peer.ref, peer.origin) for peer in (snapshot.bgp.peers if snapshot.bgp else ()))
-    return {**dict(pools), **dict(named), **dict(peers)}
+    asked = places_of_asks((snapshot.pods or {}).values(), (snapshot.namespaces or {}).values())
+    return {**dict(pools), **dict(named), **dict(peers), **asked}

@@ -19,10 +19,12 @@ from routerd.model import (
     IPNetwork,
     LabelSelector,
     Namespace,
+    Origin,
     Pod,
     PodSelection,
     asked_egress_ip,
 )
+from routerd.refs import Ref
 from routerd.selectors import Requirement
 
 EVERYWHERE: tuple[IPNetwork, ...] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -115,6 +117,13 @@ def _of_pod(pod: Pod) -> Iterator[_Word]:
 def _of_namespace(namespace: Namespace) -> Iterator[_Word]:
     if text := asked_egress_ip(namespace.annotations):
         yield namespace.name, text
+
+
+def places_of_asks(pods: Iterable[Pod], namespaces: Iterable[Namespace]) -> dict[Ref, Origin]:
+    """By policy, the first pod that asks for its address, or else the first namespace."""
+    words = [(word, each.origin) for each in pods for word in _of_pod(each)]
+    words += [(word, each.origin) for each in namespaces for word in _of_namespace(each)]
+    return {_policy(namespace, address_of(text), ()).ref: origin for (namespace, text), origin in reversed(words)}
 
 
 class AskCounter:

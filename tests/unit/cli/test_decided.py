@@ -126,6 +126,34 @@ def test_a_pool_that_is_too_small() -> None:
     assert told.startswith("error: b.yaml:6: svc/default/b: no available IPs for IPv4 IPFamily")
 
 
+ASKING = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: pod-gw, annotations: {ovn.kubernetes.io/snat: 172.10.0.1}}
+---
+"""
+FOR_EGRESS = """\
+apiVersion: routerd.io/v1alpha1
+kind: AddressPool
+metadata: {name: e}
+spec: {blocks: [172.10.%d.0/28], uses: [egress]}
+---
+"""
+
+
+def test_pools_of_annotations_are_other_files_matter_until_there_is_one() -> None:
+    of_namespace = ASKING.replace("Pod", "Namespace").replace("pod-gw", "shop")
+    assert check_texts({"a.yaml": ASKING, "b.yaml": of_namespace}) == []
+    assert check_texts({"a.yaml": FOR_EGRESS % 0 + ASKING, "b.yaml": of_namespace}) == []
+    no_pool = "no pool for egress has 172.10.0.1: add an AddressPool with it and uses: [egress]"
+    assert [str(each) for each in check_texts({"a.yaml": FOR_EGRESS % 9 + ASKING + ASKING.replace("gw", "b")})] == [
+        f"error: a.yaml:6: EgressAnnotation/default/172.10.0.1: {no_pool}"
+    ]
+    assert [str(each) for each in check_texts({"a.yaml": FOR_EGRESS % 9 + of_namespace})] == [
+        f"error: a.yaml:6: EgressAnnotation/shop/172.10.0.1: {no_pool}"
+    ]
+
+
 def test_a_peer_of_a_family_that_nodes_do_not_have() -> None:
     (told,) = found(peer="{peer-address: '2001:db8::1', peer-asn: 64999, my-asn: 64513}")
     assert told.startswith("warning: a.yaml:20: peer/2001:db8::1: n1 has no route to 2001:db8::1")
