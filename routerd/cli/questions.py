@@ -122,7 +122,8 @@ def _status_text(found: Mapping[str, Any]) -> str:
     if rounds["held"]:
         head.append(f"held      {rounds['held']}")
     counted = [{**peer, "paths_there": peer["announced"], "paths_wanted": peer["desired"]} for peer in found["peers"]]
-    peers = table(("peer", "state", "paths_there", "paths_wanted", "flaps", "last_error"), counted)
+    overrides = ("override",) if any(peer.get("override") for peer in counted) else ()
+    peers = table(("peer", "state", "paths_there", "paths_wanted", "flaps", *overrides, "last_error"), counted)
     refusals = table(("severity", "object", "reason", "message"), found["refusals"])
     return "\n".join([*head, "", peers, *([refusals] if found["refusals"] else [])])
 

@@ -200,13 +200,13 @@ def sessions_of(
     """
     opened_by: dict[SessionKey, Peer] = {}
     sessions: dict[SessionKey, SpeakerPeer] = {}
-    refusals = []
+    refusals: list[Refusal] = []
     here = peers_here(peers, node)
     used = entries_here(here, node)
     for peer in here:
         if peer is not used[way_to(peer)]:
             message = f"{peer.address} is a peer of {node.name} twice and the first is used: remove one of them"
-            refusals.append(Refusal(peer.ref, "DuplicatePeer", message))
+            refusals.append(_as_said(Refusal(peer.ref, "DuplicatePeer", message), peer))
             continue
         opened = session(_with_password(peer, passwords), local_addresses.get(way_to(peer)), node, router_id)
         if passwords is not None and peer.password_file and peer.password_file not in passwords:
@@ -215,10 +215,15 @@ def sessions_of(
         if isinstance(opened, SpeakerPeer):
             opened = _twin(opened, sessions.values(), peer) or opened
         if isinstance(opened, Refusal):
-            refusals.append(opened)
+            refusals.append(_as_said(opened, peer))
         else:
             sessions[opened.key], opened_by[opened.key] = opened, peer
     return Opened(sessions, opened_by, tuple(refusals))
+
+
+def _as_said(refusal: Refusal, peer: Peer) -> Refusal:
+    """With the override that says what the peer is here: it may be the one at fault."""
+    return replace(refusal, message=f"by {peer.overridden}: {refusal.message}") if peer.overridden else refusal
 
 
 # --- peers that are found

@@ -26,6 +26,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "since_seconds",
         "paths",
         "flaps",
+        "override",
         "reason",
     ),
     "bfd": (

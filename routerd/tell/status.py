@@ -73,6 +73,7 @@ class PeerStatus:
     view: PeerView
     desired: int = 0  # paths
     name: str = ""  # as configured, even if another peer bears it too
+    override: str = ""  # by which the node's session is other than those of other nodes
 
 
 def peer_statuses(state: NodeState, views: Mapping[SessionKey, PeerView]) -> tuple[PeerStatus, ...]:
@@ -88,6 +89,7 @@ def peer_statuses(state: NodeState, views: Mapping[SessionKey, PeerView]) -> tup
             views.get(key, PeerView(key)),
             len(desired.ribs.get(key, {})),
             session.description,
+            session.override,
         )
         for key, session in desired.peers.items()
     )
@@ -215,5 +217,6 @@ def _peer(peer: PeerStatus) -> dict[str, object]:
         "announced": session.announced,
         "desired": peer.desired,
         "last_error": session.last_reason,
+        "override": peer.override,
         "bfd": peer.view.bfd.state if peer.view.bfd is not None else "",
     }

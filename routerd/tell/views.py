@@ -237,6 +237,7 @@ def _peers(view: View) -> list[Row]:
                 "since_seconds": None if peer_view.since is None else round(peer_view.since, 1),
                 "paths": _count(peer_view, desired.ribs.get(key, {}) if desired else {}),
                 "flaps": peer_view.session.flaps,
+                "override": session.override,
                 "reason": peer_view.session.last_reason,
             }
         )

@@ -32,7 +32,9 @@ from routerd.refs import Ref
 from routerd.serve.api import Noted, agent_socket, answering, operator_socket
 from routerd.tell.columns import COLUMNS
 from routerd.tell.render import state_lines
-from routerd.tell.status import AgentStatus, Rounds, as_json
+from routerd.tell.status import AgentStatus, PeerStatus, Rounds, as_json
+from routerd.tell.views import PeerView
+from tests.models.cluster import SESSION
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -530,3 +532,19 @@ def test_status_counts_what_is_refused_where_people_look_first(
 
     assert asyncio.run(play()) == 0
     assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("override", ["", "CiliumBGPNodeConfigOverride/a"])
+def test_status_names_a_node_s_override_of_a_peer(
+    override: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peers = (PeerStatus("tor", PeerView(SESSION), override=override), PeerStatus("far", PeerView(SESSION)))
+    found = as_json(AgentStatus("a", "0", rounds=Rounds(whole=1), peers=peers))
+
+    async def play() -> int:
+        async with answering(agent_socket(config.parent / "run"), lambda request: found):
+            return await asyncio.to_thread(run, "--config", str(config), "status")
+
+    assert asyncio.run(play()) == 0
+    output = capsys.readouterr().out
+    assert ("OVERRIDE" in output, override in output) == (bool(override), True)

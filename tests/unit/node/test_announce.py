@@ -445,6 +445,16 @@ def test_an_override_that_takes_the_node_counts_and_is_named() -> None:
     assert session.override == "of a"
 
 
+def test_a_peer_that_is_refused_names_the_override_that_says_so() -> None:
+    away = ip_address("10.9.9.9")
+    peer = Peer(TOR, 64512, 64512, overrides=(PeerOverride("of a", ("a",), source_address=away),))
+    (refusal,) = sessions(peer).refusals
+    assert (refusal.reason, refusal.message) == (
+        "NoLocalAddress",
+        "by of a: source address 10.9.9.9 is not on any interface of a",
+    )
+
+
 def test_one_peer_has_a_session_from_each_of_two_addresses_and_advertisements_tell_them_apart() -> None:
     source = ip_address("10.0.0.12")
     peers = (Peer(TOR, 1, 2, name="one"), Peer(TOR, 1, 2, name="two", source_address=source))

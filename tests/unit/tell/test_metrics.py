@@ -245,7 +245,7 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
         {"peer": "tor", "address": "10.0.0.1", "local_address": "10.0.0.11",
          "up": True, "state": "up", "since_seconds": None, "flaps": 2,
          "announced": 3,
-         "desired": 4, "last_error": "", "bfd": "up"}
+         "desired": 4, "last_error": "", "override": "", "bfd": "up"}
     ]  # fmt: skip
     assert document["routes"] == {"installed": 1, "writes": 7}
     untold = replace(FULL, peers=(PeerStatus("tor", PeerView(SESSION)),))
@@ -253,7 +253,7 @@ def test_status_as_json_has_the_parts_of_the_rooms() -> None:
         {"peer": "tor", "address": "10.0.0.1", "local_address": "10.0.0.11",
          "up": False, "state": "", "since_seconds": None, "flaps": 0,
          "announced": 0,
-         "desired": 0, "last_error": "", "bfd": ""}
+         "desired": 0, "last_error": "", "override": "", "bfd": ""}
     ]  # fmt: skip
 
 

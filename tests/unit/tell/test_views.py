@@ -15,7 +15,7 @@ from egress.status import Probed
 from fib.plan import Hop, Observed
 from fib.plan import Status as RouteStatus
 from ipam.pod_addresses import Attachment, Hold, Owner, PodAddresses
-from routerd.model import Allocations, Bfd, NodeAddresses, Peer, Peering
+from routerd.model import Allocations, Bfd, NodeAddresses, Peer, Peering, PeerOverride
 from routerd.node.desired import LocalFacts, Settings, compose
 from routerd.tell.columns import COLUMNS
 from routerd.tell.views import PeerView, Row, View, pool_size, rows
@@ -130,6 +130,14 @@ def test_peers_that_are_refused_are_shown_with_the_reason() -> None:
     assert (up["peer"], up["state"], up["since_seconds"], up["paths"], up["flaps"]) == ("tor", "up", 12.3, 2, 1)
     assert (refused["peer"], refused["state"]) == ("172.31.0.1", "refused")
     assert str(refused["reason"]).startswith("NoRoute: ")
+
+
+def test_a_peer_is_shown_with_the_override_of_this_node() -> None:
+    peer = Peer(TOR, 64512, 64512, overrides=(PeerOverride("of a", ("a",), local_as=64513),))
+    shown = one("peers", bgp=Peering((peer,)))
+    assert (shown["override"], shown["local_as"]) == ("of a", 64513)
+    elsewhere = replace(peer, overrides=(PeerOverride("of b", ("b",), local_as=64513),))
+    assert one("peers", bgp=Peering((elsewhere,)))["override"] == ""
 
 
 @pytest.mark.parametrize("state", ["down", "connecting", "unknown"])
