@@ -13,7 +13,8 @@ import yaml
 
 from ipam.ranges import networks_between
 from routerd.formats.legacy_bgp import LegacyConfig
-from routerd.formats.legacy_bgp.peers import DEFAULT_GATEWAYS, FAMILY_WORDS, without_place
+from routerd.formats.legacy_bgp.addresses import DEFAULT_GATEWAYS
+from routerd.formats.legacy_bgp.peers import FAMILY_WORDS, without_place
 from routerd.formats.meta import ROUTERD
 from routerd.formats.native import PRIORITY
 from routerd.model import (

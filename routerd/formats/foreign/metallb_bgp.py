@@ -12,9 +12,9 @@ from ipaddress import IPv6Address
 
 from routerd.formats.document import Section, Value
 from routerd.formats.legacy_bgp import LegacyConfig
+from routerd.formats.legacy_bgp.addresses import INTERFACE
 from routerd.formats.legacy_bgp.bfd import PROFILE_INTERVAL
 from routerd.formats.legacy_bgp.golang import parse_duration, whole_seconds
-from routerd.formats.legacy_bgp.peers import INTERFACE
 from routerd.formats.legacy_bgp.times import MAX_CONNECT_RETRY, MAX_HOLD_TIME
 from routerd.formats.meta import label_selector, read_meta
 from routerd.model import Bfd, BfdProfile, IPAddress, IPFamily, Peer, Refusal

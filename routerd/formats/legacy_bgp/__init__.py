@@ -4,7 +4,8 @@ golang.py     Go's durations, numbers, addresses and quoting, with the wording o
 scalars.py    which type a scalar has for yaml.v2
 structure.py  which keys a document may have: the structures of the two parsers, and ours
 decode.py     strict decoding into these structures
-peers.py, export.py, communities.py, pools.py, bfd.py, labels.py   the checks of each section, and of node selectors
+peers.py, addresses.py, export.py, communities.py, pools.py, bfd.py   the checks of each section
+labels.py     selectors of nodes and services
 parse.py      the order of it all; the entry points
 """
 

@@ -6,6 +6,7 @@ import re
 from ipaddress import IPv6Address, ip_address
 
 from ipam.ranges import networks_between
+from routerd.errors import InputError
 from routerd.formats.document import MAX_DIGITS, parse_address, parse_network
 from routerd.model import IPAddress, IPNetwork
 
@@ -119,3 +120,8 @@ def _summarize(start: IPAddress, end: IPAddress) -> tuple[IPNetwork, ...]:
 def _sixteen_bytes(address: IPAddress) -> int:
     """Go compares addresses in their IPv4-mapped form."""
     return int(address) if isinstance(address, IPv6Address) else int(ip_address(f"::ffff:{address}"))
+
+
+def prefixed(prefix: str, error: InputError) -> InputError:
+    """With a word before it, as Go wraps an error (`%w`)."""
+    return InputError(prefix + error.message, file=error.file, line=error.line, column=error.column, key=error.key)

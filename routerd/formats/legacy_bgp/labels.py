@@ -1,13 +1,14 @@
-"""Node selectors as apimachinery v0.20 takes them: keys, values, operators, and the wording of its errors. Pure."""
+"""Selectors as apimachinery v0.20 takes them: keys, values, operators, and the wording of its errors. Pure."""
 
 from __future__ import annotations
 
 import re
 from typing import cast
 
+from routerd.errors import InputError
 from routerd.formats.document import Value
 from routerd.formats.legacy_bgp.decode import Struct
-from routerd.formats.legacy_bgp.golang import quote
+from routerd.formats.legacy_bgp.golang import prefixed, quote
 from routerd.selectors import EVERYTHING, LabelSelector, Operator, Requirement
 
 _NAME = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]"
@@ -21,8 +22,21 @@ _SUBDOMAIN_RULE = (
 )
 
 
-def selector(struct: Struct) -> LabelSelector:
-    """One entry of `node-selectors`. Raises InputError with the original's message."""
+def node_selectors(struct: Struct) -> tuple[LabelSelector, ...]:
+    """Of a peer, or of an advertisement of ours. Raises InputError."""
+    return selectors(struct, "node")
+
+
+def selectors(struct: Struct, what: str) -> tuple[LabelSelector, ...]:
+    """Of nodes or of services. Raises InputError."""
+    try:
+        return tuple(_selector(entry) for entry in struct.structs(f"{what}-selectors"))
+    except InputError as error:
+        raise prefixed(f"parsing {what} selector: ", error) from error
+
+
+def _selector(struct: Struct) -> LabelSelector:
+    """One entry, with the original's message for what is wrong."""
     labels = struct.maps.get("match-labels", {})
     expressions = struct.structs("match-expressions")
     if not labels and not expressions:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
-from typing import Literal, get_args
+from typing import get_args
 
 from routerd.errors import InputError
+from routerd.formats.legacy_bgp.addresses import Found, address_of, interface_of, optional_ip, source_interface, zoned
 from routerd.formats.legacy_bgp.bfd import Profile, read_bfd
 from routerd.formats.legacy_bgp.communities import Communities
 from routerd.formats.legacy_bgp.decode import Struct
 from routerd.formats.legacy_bgp.export import read_export
-from routerd.formats.legacy_bgp.golang import parse_ip, quote, whole_seconds
-from routerd.formats.legacy_bgp.labels import selector
+from routerd.formats.legacy_bgp.golang import prefixed, quote, whole_seconds
+from routerd.formats.legacy_bgp.labels import node_selectors
 from routerd.formats.legacy_bgp.structure import Dialect
 from routerd.formats.legacy_bgp.times import MAX_HOLD_TIME, connect_retry, hold_time, keepalive_time, restart_time
 from routerd.model import Bfd, ExportRule, Gets, IPAddress, IPFamily, Origin, Peer, PeerOverride, Refusal
@@ -22,13 +22,7 @@ from routerd.refs import PEER, Ref
 from routerd.selectors import LabelSelector
 
 ALL_OF_IT: tuple[Gets, ...] = get_args(Gets)
-Found = Literal["", "router", "default-gateway"]
-DEFAULT_GATEWAYS: Mapping[str, IPAddress] = {
-    "default-gateway": IPv4Address("0.0.0.0"),
-    "default-gateway-ipv6": IPv6Address("::"),
-}
 FAMILY_WORDS: Mapping[str, IPFamily] = {"ipv4": "IPv4", "ipv6": "IPv6"}
-INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +110,6 @@ def parse_peers(
     return tuple(peers)
 
 
-def prefixed(prefix: str, error: InputError) -> InputError:
-    return InputError(prefix + error.message, file=error.file, line=error.line, column=error.column, key=error.key)
-
-
 def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> ParsedPeer:
     my_asn, peer_asn = struct.number("my-asn"), struct.number("peer-asn")
     if not my_asn:
@@ -128,12 +118,12 @@ def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> P
         raise struct.at("peer-asn").error("missing peer ASN")
     if peer_asn == my_asn and struct.flag("ebgp-multihop"):
         raise struct.at("ebgp-multihop").error("invalid ebgp-multihop parameter set for an ibgp peer")
-    interface = _interface(struct, "interface")
-    found, address = _address(struct, interface, dialect)
+    interface = interface_of(struct)
+    found, address = address_of(struct, interface, dialect)
     hold = hold_time(struct, dialect)
     keepalive = keepalive_time(struct, hold)
-    router_id = _optional_ip(struct, "router-id", "invalid router ID")
-    source = _optional_ip(struct, "source-address", "invalid source IP")
+    router_id = optional_ip(struct, "router-id", "invalid router ID")
+    source = optional_ip(struct, "source-address", "invalid source IP")
     return ParsedPeer(
         my_asn=my_asn,
         peer_asn=peer_asn,
@@ -157,7 +147,7 @@ def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> P
         extended_next_hop=_extended_next_hop(struct, address, found),
         max_prefixes=struct.number("max-prefixes"),
         interface=interface,
-        source_interface=_source_interface(struct),
+        source_interface=source_interface(struct),
         password_file=_password_file(struct),
         export=read_export(struct, communities),
         connect_retry=connect_retry(struct),
@@ -167,17 +157,6 @@ def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> P
         keepalive_given=bool(struct.text("keepalive-time")),
         origin=struct.place.origin,
     )
-
-
-def _required_ip(struct: Struct, key: str, message: str) -> IPAddress:
-    address = parse_ip(struct.text(key))
-    if address is None:
-        raise struct.at(key).error(f"{message} {quote(struct.text(key))}")
-    return address
-
-
-def _optional_ip(struct: Struct, key: str, message: str) -> IPAddress | None:
-    return _required_ip(struct, key, message) if struct.text(key) else None
 
 
 def _families(struct: Struct) -> tuple[IPFamily, ...]:
@@ -231,43 +210,6 @@ def _ttl_security(struct: Struct) -> int:
     return hops
 
 
-def _interface(struct: Struct, key: str) -> str:
-    """A name of the kernel's, without what ExaBGP's configuration could not carry."""
-    name = struct.text(key)
-    if name and not INTERFACE.fullmatch(name):
-        raise struct.at(key).error(f"{quote(name)} is no name of an interface")
-    return name
-
-
-def _address(struct: Struct, interface: str, dialect: Dialect) -> tuple[Found, IPAddress]:
-    """What is to be found, and until then the address that stands for it (`routerd.node.found`)."""
-    text = struct.text("peer-address")
-    gateway = DEFAULT_GATEWAYS.get(text) if dialect == "native" else None
-    if gateway is None and (text or not interface):
-        return "", _zoned(struct, _required_ip(struct, "peer-address", "invalid peer IP"), interface)
-    if not struct.text("name"):
-        raise struct.place.error("a peer that is found on the node needs a name")
-    if struct.text("bfd-profile") or struct.structs("bfd"):
-        raise struct.at("bfd").error("BFD with a peer that is found is not done: without bfd, or with a peer-address")
-    return ("default-gateway", gateway) if gateway is not None else ("router", IPv6Address(f"::%{interface}"))
-
-
-def _zoned(struct: Struct, address: IPAddress, interface: str) -> IPAddress:
-    """With the interface as zone, if it is link-local: it says nothing without one."""
-    if isinstance(address, IPv4Address) or not address.is_link_local or not interface:
-        return address
-    if struct.text("bfd-profile") or struct.structs("bfd"):
-        raise struct.at("bfd").error("BFD with a link-local address is not done: without bfd, or another peer-address")
-    return IPv6Address(f"{address}%{interface}")
-
-
-def _source_interface(struct: Struct) -> str:
-    name = _interface(struct, "source-interface")
-    if name and struct.text("source-address"):
-        raise struct.at("source-interface").error("a peer has either source-address or source-interface")
-    return name
-
-
 def _extended_next_hop(struct: Struct, address: IPAddress, found: Found) -> bool:
     """A router of a link without configured addresses can have no other one; others take what they are told to."""
     is_usual = found == "router" and len(_families(struct)) > 1
@@ -277,19 +219,6 @@ def _extended_next_hop(struct: Struct, address: IPAddress, found: Found) -> bool
     if asked and len(_families(struct)) == 1:
         raise place.error("next hops of IPv6 for IPv4 paths need both families: without extended-next-hop, or families")
     return asked
-
-
-def node_selectors(struct: Struct) -> tuple[LabelSelector, ...]:
-    """Of a peer, or of an advertisement of ours. Raises InputError."""
-    return selectors(struct, "node")
-
-
-def selectors(struct: Struct, what: str) -> tuple[LabelSelector, ...]:
-    """Of nodes or of services. Raises InputError."""
-    try:
-        return tuple(selector(entry) for entry in struct.structs(f"{what}-selectors"))
-    except InputError as error:
-        raise prefixed(f"parsing {what} selector: ", error) from error
 
 
 def _override(struct: Struct, peer: Struct, found: Found) -> PeerOverride:
@@ -302,18 +231,18 @@ def _override(struct: Struct, peer: Struct, found: Found) -> PeerOverride:
     for key in ("peer-address", "listen-port"):
         if found and key in struct.places:
             raise struct.at(key).error(f"the router is found on the node: without {key}")
-    router_id = _optional_ip(struct, "router-id", "invalid router ID")
+    router_id = optional_ip(struct, "router-id", "invalid router ID")
     if isinstance(router_id, IPv6Address):
         raise struct.at("router-id").error(f"invalid router ID {quote(struct.text('router-id'))}: expected IPv4")
-    address = _optional_ip(struct, "peer-address", "invalid peer IP")
+    address = optional_ip(struct, "peer-address", "invalid peer IP")
     return PeerOverride(
         name=f"node-overrides of {peer.text('name') or peer.text('peer-address')} at {struct.place.origin}",
         nodes=nodes,
         node_selectors=selected,
-        address=_zoned(peer, address, peer.text("interface")) if address is not None else None,
+        address=zoned(peer, address, peer.text("interface")) if address is not None else None,
         local_as=struct.number("my-asn") or None,
         router_id=router_id,
-        source_address=_optional_ip(struct, "source-address", "invalid source IP"),
+        source_address=optional_ip(struct, "source-address", "invalid source IP"),
         listen_port=struct.number("listen-port") or None,
         password=struct.text("password") or None,
         password_file=_password_file(struct) or None,

@@ -10,8 +10,8 @@ from routerd.errors import InputError
 from routerd.formats.document import Value
 from routerd.formats.legacy_bgp.communities import Communities, resolve
 from routerd.formats.legacy_bgp.decode import Struct
-from routerd.formats.legacy_bgp.golang import parse_addresses, quote
-from routerd.formats.legacy_bgp.peers import node_selectors, prefixed, selectors
+from routerd.formats.legacy_bgp.golang import parse_addresses, prefixed, quote
+from routerd.formats.legacy_bgp.labels import node_selectors, selectors
 from routerd.formats.legacy_bgp.structure import Dialect
 from routerd.model import AddressPool, Advertisement, IPNetwork, PathOrigin
 
