@@ -89,11 +89,11 @@ def test_what_comes_by_another_link_before_the_socket_is_bound_is_not_taken(monk
     space = Namespace(f"source-{os.getpid()}", "routers")
     space.create()
     try:
-        for link in "ab":
+        for link in "ab":  # without nodad an address cannot be sent from until a worker of the kernel has run
             space.ip(
                 f"link add {link}0 type veth peer name {link}1", f"link set {link}0 addrgenmode none up",
-                f"link set {link}1 addrgenmode none up", f"addr add fe80::{link}0/64 dev {link}0",
-                f"addr add fe80::{link}1/64 dev {link}1",
+                f"link set {link}1 addrgenmode none up", f"addr add fe80::{link}0/64 dev {link}0 nodad",
+                f"addr add fe80::{link}1/64 dev {link}1 nodad",
             )  # fmt: skip
         with entered(space.name):
             asyncio.run(listen())
