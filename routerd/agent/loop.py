@@ -71,7 +71,7 @@ from routerd.agent.ports import PortDesk
 from routerd.agent.reconcile import Reconciler, Round
 from routerd.blocking import in_thread
 from routerd.log import event
-from routerd.model import IPAddress, Peer, Refusal, Snapshot
+from routerd.model import IPAddress, IPNetwork, Peer, Refusal, Snapshot
 from routerd.node.announce import Announcements
 from routerd.node.brake import Brake
 from routerd.node.desired import PROBE_ROOM, Kept, LocalFacts, NodeState, Settings, compose
@@ -243,6 +243,11 @@ class Agent:
         """Of the last round that went to its end."""
         return self._told.announcements
 
+    @property
+    def unannounced(self) -> Mapping[IPNetwork, str]:
+        """Aggregates that it left out of them (`Round.unannounced`)."""
+        return self._last_round.unannounced
+
     def wake(self) -> None:
         """Asks for a round now: the store has changed."""
         self._delay.changed()
@@ -321,7 +326,7 @@ class Agent:
     def _why(self, request: dict[str, Any]) -> list[dict[str, object]]:
         name = str(request.get("object"))
         views = self._host.peers()
-        steps = explain(self._snapshot, self._state, self._settings, name, views)
+        steps = explain(self._snapshot, self._state, self._settings, name, views, self.unannounced)
         in_effect = steps[-1].yes or steps[-1].note
         if is_service(name) and in_effect:
             steps += session_steps(self._state.announcements, views)

@@ -73,6 +73,8 @@ class Round:
     error: str = ""
     undone: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """By name of the rooms that were read: what of their plan was not done (`room.Undone`)."""
+    unannounced: Mapping[IPNetwork, str] = field(default_factory=dict)
+    """Aggregates that no peer was told of, as their blackhole is not in place: the failure of each, "" = none yet."""
 
 
 class Reconciler:
@@ -112,7 +114,8 @@ class Reconciler:
             await self._in_thread(self._retire, turns)
         problems = tuple(refusal for turn in turns for refusal in turn.problems)
         undone = {turn.room.name: turn.undone for turn in turns if turn.undone is not None}
-        return Round(tuple(done), problems, reason, "; ".join(turn.error for turn in turns if turn.error), undone)
+        error = "; ".join(turn.error for turn in turns if turn.error)
+        return Round(tuple(done), problems, reason, error, undone, self._unannounced(announced, turns))
 
     @property
     def announces(self) -> bool:
@@ -193,6 +196,14 @@ class Reconciler:
         if desired is announced.desired or before is not None:
             self._tell(desired, complete=desired is announced.desired)
 
+    def _unannounced(self, announced: Announcements | None, turns: Sequence[Turn]) -> dict[IPNetwork, str]:
+        if announced is None or self._speaker is None or all(turn.carries_all for turn in turns):
+            return {}
+        told = self._last_set.ribs.values() if self._last_set is not None else ()
+        waiting = (prefix for prefix in announced.aggregates if not any(prefix in rib for rib in told))
+        lacking = {prefix: [turn for turn in turns if not turn.carries(_whole(prefix))] for prefix in waiting}
+        return {prefix: "; ".join(turn.error for turn in found) for prefix, found in lacking.items() if found}
+
     async def _hold_reason(self, state: NodeState, turns: Sequence[Turn]) -> str:
         """Why what withdrawn paths led to must stay for now, "" = it may go, or there is nothing of it."""
         if any(turn.retiring for turn in turns):
@@ -238,7 +249,7 @@ def partly(
     """
 
     def waits(prefix: IPNetwork) -> bool:
-        if prefix in announced.aggregates and not carried(Ref(AGGREGATE, name=str(prefix))):
+        if prefix in announced.aggregates and not carried(_whole(prefix)):
             return True
         owners = announced.owners.get(prefix, ())
         return bool(owners) and not any(map(carried, owners))
@@ -264,6 +275,10 @@ def partly(
         ribs[peer] = found[id(rib), id(old)]
     unchanged = all(ribs[peer] is rib for peer, rib in announced.desired.ribs.items())
     return announced.desired if unchanged else replace(announced.desired, ribs=ribs)
+
+
+def _whole(aggregate: IPNetwork) -> Ref:
+    return Ref(AGGREGATE, name=str(aggregate))
 
 
 def _by_itself(rib: AdjRibOut, local: IPAddress) -> AdjRibOut:

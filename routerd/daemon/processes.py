@@ -251,7 +251,7 @@ def _assembled(
     began = time.monotonic()
     store.report_pods(lambda: of_pods(body.status, body.snapshot))
     if config.store.metallb_status:
-        store.report_services(lambda: announced_services(body.announcements))
+        store.report_services(lambda: announced_services(body.announcements, body.unannounced))
     store.report_health(lambda: node_health(body.status, body.snapshot, enabled, time.monotonic() - began))
     return body, presence
 

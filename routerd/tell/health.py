@@ -12,13 +12,13 @@ endpoint on this node is ordinary. Conditions bear no times, which the writer ad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bgp.path import session_names
 from egress.plan import UNHOOKED
-from routerd.model import IPAddress, Refusal, Snapshot
+from routerd.model import IPAddress, IPNetwork, Refusal, Snapshot
 from routerd.node.announce import Announcements
 from routerd.node.sessions import peers_here
 from routerd.refs import BGP, NODE, PATH, PEER, POD_ADDRESS, SERVICE, SPEAKER, STORE, Ref
@@ -101,10 +101,12 @@ def of_pods(status: AgentStatus, snapshot: Snapshot) -> tuple[Refusal, ...]:
     return tuple(replace(each, object=Ref("Pod", pod.namespace, pod.name)) for each, pod in found)
 
 
-def announced_services(announced: Announcements | None) -> dict[str, tuple[str, ...]] | None:
+def announced_services(
+    announced: Announcements | None, unannounced: Container[IPNetwork] = ()
+) -> dict[str, tuple[str, ...]] | None:
     """By key of each Service of which a prefix is announced, the peers that have it, up or not, as metrics name them.
 
-    None = it is not known.
+    None = it is not known. `unannounced`: aggregates that no peer was told of.
     """
     if announced is None:
         return None
@@ -112,7 +114,8 @@ def announced_services(announced: Announcements | None) -> dict[str, tuple[str, 
     found: dict[str, set[str]] = {}
     for key, rib in announced.desired.ribs.items():
         label = announced.desired.peers[key].description or name_of[key]
-        for owner in (owner for prefix in rib for owner in announced.owners.get(prefix, ())):
+        told = (prefix for prefix in rib if prefix not in unannounced)
+        for owner in (owner for prefix in told for owner in announced.owners.get(prefix, ())):
             if owner.kind == SERVICE:
                 found.setdefault(owner.key, set()).add(label)
     return {service: tuple(sorted(peers)) for service, peers in found.items()}

@@ -52,6 +52,8 @@ from routerd.tell.views import PeerView
 
 Views = Mapping[SessionKey, PeerView]
 NOBODY_ASKED: Views = {}
+Unannounced = Mapping[IPNetwork, str]
+NONE_LACKS: Unannounced = {}
 SERVICE_WORDS = (SERVICE, "service")  # as people write them
 SERVICE_NEEDS = ("nodes", "services", "endpoint_slices", "bgp", "pools", "allocations")
 POD_NEEDS = ("nodes", "namespaces", "pods", "services", "endpoint_slices", "policies", "allocations")
@@ -101,15 +103,21 @@ class Step:
 
 
 def explain(
-    snapshot: Snapshot, state: NodeState, settings: Settings, name: str, views: Views = NOBODY_ASKED
+    snapshot: Snapshot,
+    state: NodeState,
+    settings: Settings,
+    name: str,
+    views: Views = NOBODY_ASKED,
+    unannounced: Unannounced = NONE_LACKS,
 ) -> tuple[Step, ...]:
     """Steps for `svc/NAMESPACE/NAME`, `pod/NAMESPACE/NAME`, `egress/ADDRESS` or `node/NAME`, seen from `settings.node`.
 
-    `views`: what the speaker says of sessions, which only a running agent can tell.
+    `views`: what the speaker says of sessions. `unannounced`: aggregates that are not announced for want of a
+    blackhole, and what failed. Only a running agent can tell either.
     """
     ref = Ref.parse(name)
     explainers: dict[str, Callable[[Snapshot, NodeState, Settings, str], Iterator[Step]]] = {
-        **dict.fromkeys(SERVICE_WORDS, partial(_service, views)),
+        **dict.fromkeys(SERVICE_WORDS, partial(_service, views, unannounced)),
         POD: _pod,
     }
     if ref.kind == EGRESS and ref.name:
@@ -198,7 +206,9 @@ def _block_words(block: IPNetwork, given: Collection[IPNetwork], snapshot: Snaps
 # --- services
 
 
-def _service(views: Views, snapshot: Snapshot, state: NodeState, settings: Settings, key: str) -> Iterator[Step]:
+def _service(
+    views: Views, unannounced: Unannounced, snapshot: Snapshot, state: NodeState, settings: Settings, key: str
+) -> Iterator[Step]:
     steps = _common(snapshot, settings, SERVICE_NEEDS)
     yield from steps
     drain = state.announcements.drain if state.announcements is not None else None
@@ -210,7 +220,8 @@ def _service(views: Views, snapshot: Snapshot, state: NodeState, settings: Setti
         return
     service = scene.services[key]
     others = [*_beside_vips(scene, service, state.announcements, views)]
-    yield from _vip_steps(scene, service, state.announcements, views, is_only=not any(step.yes for step in others))
+    is_only = not any(step.yes for step in others)
+    yield from _vip_steps(scene, service, state.announcements, views, unannounced, is_only=is_only)
     yield from others
     yield from _backends_steps(snapshot, key)
 
@@ -231,7 +242,13 @@ def _backends_steps(snapshot: Snapshot, key: str) -> Iterator[Step]:
 
 
 def _vip_steps(
-    scene: Scene, service: Service, announced: Announcements | None, views: Views, *, is_only: bool
+    scene: Scene,
+    service: Service,
+    announced: Announcements | None,
+    views: Views,
+    unannounced: Unannounced,
+    *,
+    is_only: bool,
 ) -> Iterator[Step]:
     """`is_only`: nothing but a VIP is announced of the service."""
     for check in SERVICE_CHECKS:
@@ -244,8 +261,19 @@ def _vip_steps(
     yield _peers_step(scene, announced)
     for refusal in family_refusals(scene, service):
         yield Step("has every family of its addresses an endpoint?", False, refusal.reason, refusal.message, note=True)
-    for prefix in dict.fromkeys(wanted.path.prefix for wanted in service_paths(scene, service)):
+    prefixes = [*dict.fromkeys(wanted.path.prefix for wanted in service_paths(scene, service))]
+    told = [prefix for prefix in prefixes if prefix not in unannounced]
+    for prefix in prefixes:
+        if prefix in unannounced:
+            yield _blackhole_step(prefix, unannounced[prefix], note=any(_overlap(prefix, each) for each in told))
+    for prefix in told:
         yield from _prefix_steps(prefix, announced, views)
+
+
+def _blackhole_step(aggregate: IPNetwork, failure: str, *, note: bool) -> Step:
+    """`note`: addresses of it are announced by themselves."""
+    detail = f"it has no blackhole route on this node yet: {failure or 'the next round puts it there'}"
+    return Step(f"is {aggregate} announced?", False, "NoBlackhole", detail, note)
 
 
 def _beside_vips(scene: Scene, service: Service, announced: Announcements | None, views: Views) -> Iterator[Step]:

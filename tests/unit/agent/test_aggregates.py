@@ -92,11 +92,28 @@ def test_without_a_blackhole_the_address_alone_is_announced(broken: type) -> Non
     kernel = Kernel(World(), broken)
     (done,) = rounds(kernel, ANNOUNCED)
     assert "refused" in done.error
+    assert done.unannounced == {WIDE: done.error}
     assert kernel.world.ribs["10.0.0.1"] >= {str(HOST)}
     assert str(WIDE) not in kernel.world.ribs["10.0.0.1"]
     kernel.broken = None
-    rounds(kernel, ANNOUNCED)
+    (done,) = rounds(kernel, ANNOUNCED)
+    assert done.unannounced == {}
     assert str(WIDE) in kernel.world.ribs["10.0.0.1"]
+
+
+def test_an_aggregate_that_was_announced_stays_so_when_its_blackhole_is_refused_later() -> None:
+    kernel = Kernel(World())
+
+    async def run() -> None:
+        here = Reconciler(Sender(kernel.world), [kernel], lambda: 0.0, settle_timeout=0.0)
+        await here.round(ANNOUNCED)
+        kernel.verdicts, kernel.broken = {}, PutVerdicts
+        done = await here.round(ANNOUNCED)
+        assert "refused" in done.error
+        assert done.unannounced == {}
+        assert str(WIDE) in kernel.world.ribs["10.0.0.1"]
+
+    asyncio.run(run())
 
 
 def test_what_is_not_known_to_be_withdrawn_keeps_its_blackhole() -> None:

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -344,6 +344,24 @@ def test_it_answers_status_show_why_and_desired() -> None:
     assert (peers[0]["state"], peers[0]["paths"]) == ("up", 2)
     assert (why[-1]["question"], why[-1]["yes"]) == ("is the session with 10.0.0.1 up?", True)
     assert "path 10.0.0.1 192.0.2.1/32 next-hop self local-pref 0" in desired
+
+
+def test_why_says_which_aggregate_the_last_round_could_not_announce() -> None:
+    wide = ip_network("192.0.2.0/26")
+
+    class Refused(Reconciler):
+        async def round(self, state: NodeState, *, full: bool = True) -> Round:
+            return replace(await super().round(state, full=full), unannounced={wide: "not supported"})
+
+    async def test(running: Running) -> None:
+        pool = cluster.pool(advertisements=(cluster.advertisement(aggregation_length=26),))
+        running.feed(cluster.snapshot(pools={"default": pool}))
+        await eventually(lambda: running.agent.status.ready)
+        steps = running.agent.answer({"get": "why", "object": "svc/default/web"})
+        assert (steps[-1]["question"], steps[-1]["reason"]) == (f"is {wide} announced?", "NoBlackhole")
+        assert steps[-1]["detail"].endswith("not supported")
+
+    with_agent(test, makes=Refused)
 
 
 @pytest.mark.parametrize("request_", [{"get": "moon"}, {}, {"get": "show", "kind": "moon"}])

@@ -14,6 +14,7 @@ from fib.plan import Hop, Observed
 from fib.plan import Status as RouteStatus
 from routerd.model import (
     GATEWAY_LABEL,
+    Advertisement,
     Allocations,
     ClusterCIDR,
     NodeAddresses,
@@ -171,6 +172,25 @@ def test_of_a_session_that_is_up_is_told_what_nobody_knows() -> None:
     assert step.yes and step.detail.startswith("whether the router uses the paths BGP does not tell")
     (step,) = session_steps(state.announcements, {SESSION: PeerView(SESSION, Session("up"))})
     assert (step.yes, step.detail) == (True, "")
+
+
+def test_an_aggregate_without_a_blackhole_is_a_no_that_says_what_failed() -> None:
+    wide, told = ip_network("192.0.2.0/26"), "NativeRouting: put blackhole routes to 192.0.2.0/26: not supported"
+    whole, host = cluster.advertisement(aggregation_length=26), cluster.advertisement()
+
+    def steps(*advertisements: Advertisement, failure: str = told) -> list[Step]:
+        snapshot = cluster.snapshot(pools={"default": cluster.pool(advertisements=advertisements)})
+        state = compose(snapshot, SETTINGS, LocalFacts(sessions=LOCAL))
+        found = explain(snapshot, state, SETTINGS, "svc/default/web", unannounced={wide: failure})
+        return [step for step in found if "/" in step.question]
+
+    detail = f"it has no blackhole route on this node yet: {told}"
+    no = Step(f"is {wide} announced?", False, "NoBlackhole", detail)
+    assert steps(whole) == [no]
+    assert steps(whole, failure="")[0].detail.endswith("yet: the next round puts it there")
+    noted, announced = steps(whole, host)
+    assert noted == replace(no, note=True), "the address is announced by itself"
+    assert (announced.question, announced.yes) == ("is 192.0.2.1/32 announced?", True)
 
 
 def dual_stack(*sessions: PeerView, **fields: object) -> list[tuple[str, bool, str, bool]]:

@@ -28,6 +28,10 @@ def test_services_have_the_peers_that_get_a_prefix_of_theirs() -> None:
     announced = Announcements(Desired({each.key: each for each in (one, two)}, ribs), owners)
     assert announced_services(announced) == {"default/web": ("10.0.0.2", "tor"), "default/mail": ("10.0.0.2", "tor")}
     assert announced_services(Announcements(Desired({one.key: one}, {one.key: {}}), owners)) == {}
+    assert announced_services(announced, {ip_network("192.0.2.1/32")}) == {
+        "default/web": ("10.0.0.2", "tor"), "default/mail": ("10.0.0.2", "tor"),
+    }  # fmt: skip
+    assert announced_services(announced, {ip_network("192.0.2.2/32")}) == {"default/web": ("tor",)}
     assert announced_services(None) is None
     assert isinstance(one.key, SessionKey)
 
