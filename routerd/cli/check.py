@@ -7,7 +7,7 @@ asked here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -45,6 +45,7 @@ from routerd.selectors import matches_any
 from routerd.store.closed import is_policy
 from routerd.store.embedded.disk import manifest_files, read_text
 from routerd.store.merge import merge
+from routerd.tell.limits import REDIRECTED, passed_by
 from routerd.tell.networks import further_networks
 from routerd.tell.why import OTHER_WAYS, selecting
 
@@ -148,7 +149,7 @@ def check_texts(texts: Mapping[str, str], there: Surroundings = NOBODY, networkd
     taken = {entry.ref for part in loaded for entry in part.entries if not is_policy(entry, refused=True)}
     findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
     findings += cross_check(snapshot) + _check_pods(snapshot, config) + _decided(snapshot, config)
-    findings += _check_networks(snapshot, loaded)
+    findings += _check_selected(snapshot, loaded)
     findings += _routeless(snapshot, config, configured)
     findings += _bypassed(config, there, configured) if configured else []
     findings += _undone(config, networkd, configured) if configured else []
@@ -304,16 +305,20 @@ def _check_pods(snapshot: Snapshot, config: Config) -> list[Finding]:
     return [_at("warning", next(pod for pod in pods if outside[0] in pod.addresses), message)]
 
 
-def _check_networks(snapshot: Snapshot, loaded: Sequence[Loaded]) -> list[Finding]:
-    """Pods that a policy selects and that have, or ask for, more than one way out."""
+def _check_selected(snapshot: Snapshot, loaded: Sequence[Loaded]) -> list[Finding]:
+    """Of pods that a policy selects, what is asked for and does not go with it."""
     claimed = _claimed(loaded)
-    found = []
-    for pod in (snapshot.pods or {}).values():
-        networks = (*further_networks(pod.annotations), *claimed.get(pod.key, ()))
-        if networks and not pod.finished and not pod.host_network and selecting(snapshot, pod):
-            message = f"pod {pod.key} has other networks beside its first: {', '.join(networks)}; {OTHER_WAYS}"
-            found.append(_at("warning", pod, message))
-    return found
+    pods = (pod for pod in (snapshot.pods or {}).values() if not pod.finished and not pod.host_network)
+    said = ((pod, [*_beside_egress(pod, claimed.get(pod.key, ()))]) for pod in pods)
+    return [_at("warning", pod, text) for pod, texts in said if texts and selecting(snapshot, pod) for text in texts]
+
+
+def _beside_egress(pod: Pod, claimed: Sequence[str]) -> Iterator[str]:
+    """More than one way out, or a cap."""
+    if networks := (*further_networks(pod.annotations), *claimed):
+        yield f"pod {pod.key} has other networks beside its first: {', '.join(networks)}; {OTHER_WAYS}"
+    if caps := passed_by(pod.annotations):
+        yield f"pod {pod.key}: {' and '.join(caps)} {REDIRECTED}"
 
 
 def _claimed(loaded: Sequence[Loaded]) -> dict[str, list[str]]:

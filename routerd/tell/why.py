@@ -46,6 +46,7 @@ from routerd.node.port_sets import own_blocks
 from routerd.node.sessions import peers_here
 from routerd.refs import EGRESS, NODE, PEER, POD, POD_ADDRESS, SERVICE, Ref, service_ref
 from routerd.tell.hints import to_look_at, untold
+from routerd.tell.limits import REDIRECTED, passed_by
 from routerd.tell.networks import further_networks
 from routerd.tell.render import path_text
 from routerd.tell.views import PeerView
@@ -66,6 +67,7 @@ FEW_PORTS = 256  # below, the ports of a node's questions to one resolver are so
 EXTERNAL = "do its policies take it to externalIPs of services?"
 IN_CLUSTER = "any user may write them, so they are not in the cluster unless egress.in-cluster holds their network"
 BEHIND = "do its policies take it to endpoints of services outside the cluster?"
+CAPPED = "is what it sends limited?"
 FURTHER = "does it have other networks?"
 OTHER_WAYS = (
     "what leaves by one is translated if it is a veth or netkit of the node; else the pod is told of when it runs"
@@ -472,6 +474,8 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
     yield Step(question, True, detail=", ".join(policy.key for policy in policies))
     if further := further_networks(pod.annotations):
         yield Step(FURTHER, True, "FurtherNetworks", f"{', '.join(further)}: {OTHER_WAYS}", note=True)
+    if caps := passed_by(pod.annotations):
+        yield Step(CAPPED, False, "BandwidthNotLimited", f"{' and '.join(caps)} {REDIRECTED}", note=True)
     allocations = snapshot.allocations or Allocations()
     for policy in policies:
         group = group_of(policy, allocations)

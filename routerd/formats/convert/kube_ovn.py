@@ -15,6 +15,20 @@ from routerd.model import EIP, NAMESPACE_NAME_LABEL, SNAT, EgressPolicy, LabelSe
 
 WORKLOADS = frozenset({("apps", "DaemonSet"), ("apps", "Deployment"), ("apps", "ReplicaSet"), ("apps", "StatefulSet")})
 OTHERS = "every pod of these labels in the namespace leaves with it"
+_OVN = "ovn.kubernetes.io"
+_RATES = {  # Mbit/s, as Kube-OVN's "Manage QoS" has it; in its place the annotation of the CNI plugin bandwidth
+    f"{_OVN}/egress_rate": "kubernetes.io/egress-bandwidth",
+    f"{_OVN}/ingress_rate": "kubernetes.io/ingress-bandwidth",
+}
+_NOT_DONE = {
+    f"{_OVN}/egress_burst": "traffic is not limited",
+    f"{_OVN}/ingress_burst": "traffic is not limited",
+    f"{_OVN}/latency": "packets are not delayed",
+    f"{_OVN}/jitter": "packets are not delayed",
+    f"{_OVN}/limit": "packets are not delayed",
+    f"{_OVN}/loss": "packets are not lost",
+    f"{_OVN}/bgp": "no pod is announced for itself: bgp.announce.pod-cidrs announces the blocks of nodes",
+}
 UNLABELLED = "it is read as it is; an EgressPolicy selects pods by labels, and these have none"
 
 
@@ -45,11 +59,23 @@ def notes_of(value: Value, group: str, kind: str) -> Iterator[str]:
             yield str(snat.error(BOTH))
     if meta is None:
         return
+    yield from _left_out(meta)
     given = (found for key in (EIP, SNAT) if (found := _annotation(meta, key)) is not None)
     if not meta.texts("labels"):
         yield from (str(each.error(UNLABELLED)) for each in given)
     elif kind == "Pod" and any(given):
         yield str(meta.require("labels").error(OTHERS))
+
+
+def _left_out(meta: Section) -> Iterator[str]:
+    """What Kube-OVN does with a pod's traffic and is not done here."""
+    annotations = meta.section("annotations")
+    for key, place in annotations.entries.items() if annotations is not None else ():
+        if key in _RATES and (rate := place.text.strip()):
+            instead = f"the CNI plugin bandwidth does it, by {_RATES[key]}: {rate}M"
+            yield str(place.error(f"traffic is not limited: {instead}"))
+        elif key in _NOT_DONE and place.text.strip() not in ("", "false"):
+            yield str(place.error(_NOT_DONE[key]))
 
 
 def _pod_meta(value: Value, group: str, kind: str) -> Section | None:

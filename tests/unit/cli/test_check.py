@@ -347,6 +347,19 @@ def test_other_networks_of_a_selected_pod_are_told(key: str, text: str, told: st
     )
 
 
+@pytest.mark.parametrize("key", ["kubernetes.io/egress-bandwidth", "ovn.kubernetes.io/egress_rate"])
+def test_a_cap_that_a_selected_pod_passes_by_is_told(key: str) -> None:
+    pool, policy = POOL.replace("spec: {", "spec: {uses: [egress], "), POLICY % "pool: public"
+    pod = POD % (f"{key}: '10'", "")
+    assert found(pool, policy, pod) == [
+        f"warning: 2.yaml:1: pod default/db: {key} does not limit what leaves with an egress IP: that is redirected "
+        "past the queue of the pod's device"
+    ]
+    assert found(pool, pod) == []
+    assert found(pool, policy, POD % ("kubernetes.io/ingress-bandwidth: 1M", "")) == []
+    assert found(pool, policy, POD % (f"{key}: '10'", ", hostNetwork: true")) == []
+
+
 def test_devices_of_resource_claims_are_other_networks() -> None:
     pool, policy = POOL.replace("spec: {", "spec: {uses: [egress], "), POLICY % "pool: public"
     (told,) = found(pool, policy, POD % ("", ""), CLAIM)

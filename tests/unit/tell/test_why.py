@@ -461,6 +461,14 @@ def test_other_networks_of_a_pod_are_noted() -> None:
     assert noted.detail.startswith("net1 (default/sriov): ")
 
 
+def test_a_cap_that_a_pod_passes_by_is_noted() -> None:
+    (pod,) = cluster.snapshot().pods.values()  # type: ignore[union-attr]
+    pod = replace(pod, annotations={"kubernetes.io/egress-bandwidth": "10M"})
+    (noted,) = (step for step in why("pod/default/web-1", pods={pod.key: pod}) if step.reason == "BandwidthNotLimited")
+    assert noted.note
+    assert noted.detail.startswith("kubernetes.io/egress-bandwidth does not limit what leaves with an egress IP")
+
+
 def test_a_device_that_leads_past_the_programs_is_a_no() -> None:
     (pod,) = cluster.snapshot().pods.values()  # type: ignore[union-attr]
     past = Refusal(Ref.parse(f"pod-address/{pod.addresses[0]}"), "DeviceUnhooked", "it is on macvlan device eth0")

@@ -433,6 +433,25 @@ def test_pools_of_pods_are_told_as_configuration_and_those_of_services_printed()
     ]
 
 
+def test_what_kube_ovn_does_with_a_pods_traffic_is_told() -> None:
+    qos = 'ingress_rate: "3"; egress_rate: "1"; latency: "3"; loss: "20"'
+    lines = "".join(f"    ovn.kubernetes.io/{each}\n" for each in qos.split("; "))
+    head = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: q\n  annotations:\n    kubernetes.io/egress-bandwidth: 1M\n"
+    assert convert({"f.yaml": head + lines}).notes == (
+        'f.yaml:7:37: metadata.annotations."ovn.kubernetes.io/ingress_rate": traffic is not limited: the CNI plugin '
+        "bandwidth does it, by kubernetes.io/ingress-bandwidth: 3M",
+        'f.yaml:8:36: metadata.annotations."ovn.kubernetes.io/egress_rate": traffic is not limited: the CNI plugin '
+        "bandwidth does it, by kubernetes.io/egress-bandwidth: 1M",
+        'f.yaml:9:32: metadata.annotations."ovn.kubernetes.io/latency": packets are not delayed',
+        'f.yaml:10:29: metadata.annotations."ovn.kubernetes.io/loss": packets are not lost',
+    )
+    pod = "kind: Pod\napiVersion: v1\nmetadata: {name: a, annotations: {ovn.kubernetes.io/bgp: '%s'}}\n"
+    assert [note.rpartition(": ")[2] for note in convert({"f.yaml": pod % "local"}).notes] == [
+        "bgp.announce.pod-cidrs announces the blocks of nodes"
+    ]
+    assert convert({"f.yaml": pod % "false"}).notes == ()
+
+
 def test_of_an_eip_and_a_snat_the_pod_leaves_with_its_eip() -> None:
     head = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  labels: {app: web}\n  annotations:\n"
     both = head + "    ovn.kubernetes.io/snat: %s\n    ovn.kubernetes.io/eip: 203.0.113.1\n"
