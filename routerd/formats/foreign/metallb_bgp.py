@@ -102,12 +102,13 @@ def _peer(name: str, value: Value, spec: Section) -> Peer:
     retry = _seconds(spec, "connectTime", 0)
     if not ("connectTime" not in spec.entries or 1 <= retry <= MAX_CONNECT_RETRY):
         raise spec.require("connectTime").error(f"found {retry} s, expected 1 to {MAX_CONNECT_RETRY} s")
+    remote_as, local_as = (spec.require(key).integer(1, 2**32 - 1) for key in ("peerASN", "myASN"))
     family: IPFamily = "IPv4" if address.version == 4 else "IPv6"
     has_both = found or spec.boolean("dualStackAddressFamily", False)
     return Peer(
         address=address,
-        remote_as=spec.require("peerASN").integer(1, 2**32 - 1),
-        local_as=spec.require("myASN").integer(1, 2**32 - 1),
+        remote_as=remote_as,
+        local_as=local_as,
         port=spec.integer("peerPort", 0, 65535, 179) or 179,
         passive=spec.boolean("passiveMode", False),
         source_address=source.address() if source is not None else None,
@@ -116,7 +117,7 @@ def _peer(name: str, value: Value, spec: Section) -> Peer:
         keepalive_time=keepalive if keepalive >= 0 else None,
         connect_retry=retry,
         password=spec.string("password"),
-        ebgp_multihop=spec.boolean("ebgpMultiHop", False),
+        ebgp_multihop=spec.boolean("ebgpMultiHop", False) and remote_as != local_as,
         bfd_profile=spec.string("bfdProfile"),
         families=("IPv4", "IPv6") if has_both else (family,),
         found="router" if found else "",

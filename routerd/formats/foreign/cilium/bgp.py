@@ -384,7 +384,7 @@ def _join(draft: _Draft, peer: Peer, config: PeerConfig, advertised: tuple[Adver
             hold_time=config.hold_time,
             keepalive_time=config.keepalive_time,
             connect_retry=config.connect_retry,
-            ebgp_multihop=config.ebgp_multihop,
+            ebgp_multihop=config.ebgp_multihop and peer.remote_as != peer.local_as,
             graceful_restart_time=config.graceful_restart_time,
             families=tuple(family for family in ("IPv4", "IPv6") if family in dict(config.families)),
             gets=(*pods, "egress"),

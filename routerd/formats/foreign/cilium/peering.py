@@ -106,6 +106,7 @@ def _address(neighbor: Section) -> IPAddress:
 
 def _peer(policy: str, router: Section, item: Value, nodes: tuple[LabelSelector, ...]) -> Peer:
     neighbor, local_as = item.section, router.require("localASN").integer(1, 2**32 - 1)
+    remote_as = neighbor.require("peerASN").integer(1, 2**32 - 1)
     address, restart = _address(neighbor), neighbor.section("gracefulRestart") or Section.empty(item)
     hold_time = neighbor.integer("holdTimeSeconds", 3, 65535, 90)
     keepalive = neighbor.integer("keepAliveTimeSeconds", 1, 65535, min(30, hold_time))
@@ -117,13 +118,13 @@ def _peer(policy: str, router: Section, item: Value, nodes: tuple[LabelSelector,
     families = dict(read_families(neighbor))
     return Peer(
         address=address,
-        remote_as=neighbor.require("peerASN").integer(1, 2**32 - 1),
+        remote_as=remote_as,
         local_as=local_as,
         port=neighbor.integer("peerPort", 1, 65535, 179),
         hold_time=hold_time,
         keepalive_time=keepalive if "keepAliveTimeSeconds" in neighbor.entries else None,
         connect_retry=min(neighbor.integer("connectRetryTimeSeconds", 0, 2**31 - 1, 0), MAX_CONNECT_RETRY),
-        ebgp_multihop=neighbor.integer("eBGPMultihopTTL", 1, 255, 1) > 1,
+        ebgp_multihop=neighbor.integer("eBGPMultihopTTL", 1, 255, 1) > 1 and remote_as != local_as,
         graceful_restart_time=restart.integer("restartTimeSeconds", 1, 4095, 120),
         families=_in_order(families),
         gets=(*pods, "egress"),

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, ip_address
 import pytest
 
 from routerd.errors import InputError
+from routerd.formats.convert.whole import convert
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.model import Bfd, Origin, Peer
 from routerd.selectors import LabelSelector, Requirement
@@ -45,6 +46,13 @@ def test_all_that_a_session_has() -> None:
         node_selectors=(LabelSelector((("rack", "a"),)), LabelSelector((), (Requirement("rack", "Exists"),))),
         name="tor",
     )  # fmt: skip
+
+
+def test_hops_of_a_peer_of_the_same_as_are_ignored() -> None:
+    own = SPEC.replace("64513", "4200000000") + "  ebgpMultiHop: true\n"
+    peer, told = read(own)
+    assert peer is not None and (peer.local_as, peer.ebgp_multihop, told) == (4200000000, False, [])
+    assert convert({"a.yaml": HEAD + own}).errors == ()
 
 
 def test_a_passive_peer_opens_the_session_itself() -> None:

@@ -94,6 +94,12 @@ OVERRIDE = (
 )
 
 
+def test_hops_of_a_peer_of_the_same_as_are_ignored() -> None:
+    own = CLUSTER.replace("peerASN: 64513", "peerASN: 64512")
+    assert not peer_of(own, CONFIG).ebgp_multihop
+    assert convert({"a.yaml": f"{own}---\n{CONFIG}"}).errors == ()
+
+
 def test_a_node_of_its_own_has_its_override() -> None:
     found = peer_of(CLUSTER, CONFIG, OVERRIDE)
     assert found.overrides == (

@@ -110,6 +110,12 @@ def test_a_mistake_is_named(old: str, new: str, message: str) -> None:
         read_text(POLICY.replace(old, new))
 
 
+def test_hops_of_a_neighbor_of_the_same_as_are_ignored() -> None:
+    own = POLICY.replace("peerASN: 64513", "peerASN: 64512")
+    assert peers_of(merged(own)) == [replace(PEER, remote_as=64512, ebgp_multihop=False)]
+    assert convert({"a.yaml": own, "b.yaml": POOL}).errors == ()
+
+
 def test_it_is_printed_as_ours() -> None:
     printed = convert({"a.yaml": POLICY, "b.yaml": POOL})
     found = merge([read_text(printed.text)], allocations=None)
