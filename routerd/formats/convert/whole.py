@@ -210,7 +210,7 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
             is_same = isinstance(found, EgressPolicy) or whole == found
             yield _name(written), _Written(about) if is_same else _checked(_Written(about, written), manifest)
             continue
-        notes = (*told, *_unread(value, kind.reader), *_pool_elsewhere(value, found, others.pools))
+        notes = (*told, *_unread(value, kind.reader, told), *_pool_elsewhere(value, found, others.pools))
         yield _name(written), _checked(_Written(about, written, notes), manifest)
 
 
@@ -244,16 +244,18 @@ def _as_configuration(pool: PodPool) -> str:
 def _of_peers(
     value: Value, kind: Kind | None, ref: Ref, config: LegacyConfig, told: tuple[str, ...]
 ) -> tuple[str, _Written]:
-    """A BGP ConfigMap of its own."""
-    written = partial(config_map, BESIDE, f"bgp-{ref.name}", "config.yaml")
-    unread = _unread(value, kind.reader) if kind is not None and kind.reader is not None else []
-    return f"ConfigMap/bgp-{ref.name}", _checked(
-        _Written(f"{value.origin}: {ref}", written(config), (*told, *unread)), written
-    )
+    """A BGP ConfigMap of its own, unless no peer is left."""
+    written, about = partial(config_map, BESIDE, f"bgp-{ref.name}", "config.yaml"), f"{value.origin}: {ref}"
+    if told and not config.peers:
+        return "", _Written(about, errors=told)
+    unread = _unread(value, kind.reader, told) if kind is not None and kind.reader is not None else []
+    return f"ConfigMap/bgp-{ref.name}", _checked(_Written(about, written(config), (*told, *unread)), written)
 
 
-def _unread(value: Value, read: Reader) -> list[str]:
-    return [str(each.error(UNREAD)) for each in unread_keys(value, read, "spec")]
+def _unread(value: Value, read: Reader, told: tuple[str, ...]) -> list[str]:
+    """Beside those keys of which is told why they are left out."""
+    unread = unread_keys(value, read, "spec")
+    return [str(each.error(UNREAD)) for each in unread if not any(one.startswith(str(each.error(""))) for one in told)]
 
 
 def _pool_elsewhere(value: Value, found: AddressPool | EgressPolicy, pools: Mapping[str, AddressPool]) -> list[str]:

@@ -116,6 +116,17 @@ def test_hops_of_a_neighbor_of_the_same_as_are_ignored() -> None:
     assert convert({"a.yaml": own, "b.yaml": POOL}).errors == ()
 
 
+def test_a_neighbor_that_is_not_used_is_told_once_and_without_another_nothing_is_printed() -> None:
+    second = POLICY + "    - {peerAddress: 10.0.0.2, peerASN: 1, authSecretRef: s}\n"
+    printed = convert({"a.yaml": second})
+    (note,) = (note for note in printed.notes if "authSecretRef" in note)
+    assert note.startswith("a.yaml:25:58: ") and note.endswith("; the neighbor is not used")
+    alone = convert({"a.yaml": POLICY.replace("peerPort: 1179", "authSecretRef: s")})
+    assert alone.text == "" and [error.partition(": this")[0] for error in alone.errors] == [
+        "a.yaml:12:22: spec.virtualRouters[0].neighbors[0].authSecretRef"
+    ]
+
+
 def test_it_is_printed_as_ours() -> None:
     printed = convert({"a.yaml": POLICY, "b.yaml": POOL})
     found = merge([read_text(printed.text)], allocations=None)
