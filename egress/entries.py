@@ -19,6 +19,7 @@ from zlib import crc32
 from bpf import layout
 from egress.host.enforcement import Surroundings, Way, first_packets
 from egress.host.links import PodDevice, Unhooked
+from egress.memo import Made
 from egress.policy import (
     NO_LIMITS,
     Desired,
@@ -133,6 +134,8 @@ DROP_ALL = RuleSpec(0)
 
 
 Index = dict[int, dict[int, frozenset[int]]]  # version -> prefix length -> prefixes without their host bits
+NO_PREFIXES: Mapping[int, frozenset[int]] = {}
+BITS = {4: 32, 6: 128}  # of an address
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +146,11 @@ class _Reach:
     destinations: Index
     excluded: Index
 
-    def covers(self, prefix: IPNetwork) -> int | None:
-        """Length of the longest destination that holds all of `prefix`; None if none does or it is excluded."""
-        return None if _holding(self.excluded, prefix) is not None else _holding(self.destinations, prefix)
+    def covers(self, version: int, address: int, length: int) -> int | None:
+        """Length of the longest destination that holds all of a prefix; None if none does or it is excluded."""
+        if self.excluded and _holding(self.excluded, version, address, length) is not None:
+            return None
+        return _holding(self.destinations, version, address, length)
 
 
 def _index(networks: Iterable[IPNetwork]) -> Index:
@@ -159,18 +164,13 @@ def _index(networks: Iterable[IPNetwork]) -> Index:
     return index
 
 
-def _holding(index: Index, prefix: IPNetwork) -> int | None:
-    """Length of the longest network in `index` that holds all of `prefix`."""
-    prefixes = index.get(prefix.version)
-    if not prefixes:
-        return None
-    address, bits = int(prefix.network_address), prefix.max_prefixlen
-    lengths = (length for length in prefixes if length <= prefix.prefixlen)
-    return next((length for length in lengths if address >> (bits - length) in prefixes[length]), None)
-
-
-def _reaches(policies: Sequence[Policy]) -> list[_Reach]:
-    return [_Reach(policy, _index(policy.destinations), _index(policy.excluded)) for policy in policies]
+def _holding(index: Index, version: int, address: int, length: int) -> int | None:
+    """Length of the longest network in `index` that holds all of a prefix."""
+    bits = BITS[version]
+    for each, prefixes in index.get(version, NO_PREFIXES).items():
+        if each <= length and address >> bits - each in prefixes:
+            return each
+    return None
 
 
 def _order(covering: tuple[int, Policy]) -> tuple[int, int, str, str]:
@@ -188,10 +188,28 @@ def _rules_of(policy: Policy) -> Rules:
     return tuple(replace(every, protocol=PROTOCOLS[p.protocol], first=p.first, last=p.last) for p in policy.ports)
 
 
-def _all_rules(reaches: Sequence[_Reach], prefix: IPNetwork) -> Rules:
-    """The ordered rules for destinations in `prefix`, however many."""
-    covering = [(length, reach.policy) for reach in reaches if (length := reach.covers(prefix)) is not None]
-    rules = tuple(dict.fromkeys(rule for _, policy in sorted(covering, key=_order) for rule in _rules_of(policy)))
+Covering = tuple[int | None, ...]  # by how long a destination of each policy a prefix is held, None = by none
+
+
+def _ruled(policies: Sequence[Policy]) -> Iterator[tuple[IPNetwork, Rules]]:
+    """Every prefix at which the verdict may change, with the ordered rules for what is in it, however many; some more
+    than once. Most have the same as others have, by the same policies.
+    """
+    reaches = [_Reach(policy, _index(policy.destinations), _index(policy.excluded)) for policy in policies]
+    known: dict[Covering, Rules] = {}
+    for policy in policies:
+        for prefix in (*policy.destinations, *policy.excluded):
+            address = int(prefix.network_address)
+            covering = tuple([reach.covers(prefix.version, address, prefix.prefixlen) for reach in reaches])
+            if covering not in known:
+                known[covering] = _all_rules(policies, covering)
+            yield prefix, known[covering]
+
+
+def _all_rules(policies: Sequence[Policy], covering: Covering) -> Rules:
+    """In order, however many."""
+    found = [(length, policy) for length, policy in zip(covering, policies, strict=True) if length is not None]
+    rules = tuple(dict.fromkeys(rule for _, policy in sorted(found, key=_order) for rule in _rules_of(policy)))
     for position, rule in enumerate(rules):
         if rule.protocol == 0:  # nothing behind a rule that takes everything is ever reached
             return rules[: position + 1]
@@ -203,23 +221,16 @@ def _fitting(rules: Rules) -> Rules:
     return rules if len(rules) <= layout.MAX_RULES else (*rules[: layout.MAX_RULES - 1], DROP_ALL)
 
 
-def _prefixes(policies: Sequence[Policy]) -> set[IPNetwork]:
-    networks = (network for policy in policies for network in (*policy.destinations, *policy.excluded))
-    return set(networks)
-
-
 def policy_set(policies: Sequence[Policy]) -> PolicySet:
     """Every prefix that the programs take at which the verdict may change, with its ordered rules; () at an
     exclusion.
     """
-    reaches = _reaches(policies)
-    return {prefix: _fitting(_all_rules(reaches, prefix)) for prefix in _prefixes(policies)}
+    return {prefix: _fitting(rules) for prefix, rules in _ruled(policies)}
 
 
-def overloaded(policies: Sequence[Policy]) -> list[IPNetwork]:
+def overloaded(*policies: Policy) -> Sequence[IPNetwork]:
     """Prefixes that have more rules than the datapath holds: what comes after is dropped there."""
-    reaches = _reaches(policies)
-    over = [prefix for prefix in _prefixes(policies) if len(_all_rules(reaches, prefix)) > layout.MAX_RULES]
+    over = {prefix for prefix, rules in _ruled(policies) if len(rules) > layout.MAX_RULES}
     return sorted(over, key=lambda prefix: (prefix.version, prefix.network_address, prefix.prefixlen))
 
 
@@ -231,10 +242,18 @@ def _policy_value(rules: Rules) -> bytes:
     return bytes(value)
 
 
-def _contents(wanted: PolicySet) -> MapEntries:
+Content = frozenset[tuple[bytes, bytes]]
+
+
+def _contents(*policies: Policy) -> tuple[MapEntries, Content]:
     """A set without its number, as keys of prefixes and values: what makes two sets equal."""
-    values = {rules: _policy_value(rules) for rules in set(wanted.values())}
-    return {layout.cidr_key(prefix): values[rules] for prefix, rules in wanted.items()}
+    values: dict[Rules, bytes] = {}
+    entries: MapEntries = {}
+    for prefix, rules in _ruled(policies):
+        if rules not in values:
+            values[rules] = _policy_value(_fitting(rules))
+        entries[layout.cidr_key(prefix)] = values[rules]
+    return entries, frozenset(entries.items())
 
 
 def observed_sets(entries: Mapping[bytes, bytes]) -> dict[int, frozenset[tuple[bytes, bytes]]]:
@@ -246,27 +265,51 @@ def observed_sets(entries: Mapping[bytes, bytes]) -> dict[int, frozenset[tuple[b
     return {number: frozenset(content) for number, content in sets.items()}
 
 
+Numbered = Mapping[tuple[str, ...], int]
+
+
+@dataclass(slots=True)
+class KeptSets:
+    """Policy sets as they were made for the last plan."""
+
+    contents: Made[tuple[MapEntries, Content]] = field(default_factory=Made)  # by names of policies
+    numbered: Made[tuple[Numbered, MapEntries]] = field(default_factory=Made)
+
+
 def number_sets(
-    wanted: Iterable[tuple[str, ...]], policies: Mapping[str, Policy], observed: Mapping[bytes, bytes]
-) -> dict[tuple[str, ...], tuple[int, MapEntries]]:
-    """A number for the set of each combination of policy names, and its contents; a complete set that is there already
-    keeps its number. A set without any prefix is 0, no policy: no entry would show that another number is taken.
+    wanted: Iterable[tuple[str, ...]],
+    policies: Mapping[str, Policy],
+    observed: Mapping[bytes, bytes],
+    kept: KeptSets | None = None,
+) -> tuple[Numbered, MapEntries]:
+    """A number for the set of each combination of policy names, and the entries of all; a complete set that is there
+    already keeps its number. A set without any prefix is 0, no policy: no entry would show that another is taken.
     """
+    kept = kept or KeptSets()
+    combinations = sorted(set(wanted))
+    kept.contents.drop_but(combinations)
+    sets = [
+        (names, kept.contents(names, _contents, *(policies[name] for name in names if name in policies)))
+        for names in combinations
+    ]
+    return kept.numbered(None, _numbered, observed, *sets)
+
+
+def _numbered(
+    observed: Mapping[bytes, bytes], *sets: tuple[tuple[str, ...], tuple[MapEntries, Content]]
+) -> tuple[Numbered, MapEntries]:
     there = observed_sets(observed)
     present = {content: number for number, content in sorted(there.items(), reverse=True)}
     taken = set(there)
-    numbered: dict[tuple[str, ...], tuple[int, MapEntries]] = {}
-    for names in sorted(set(wanted)):
-        contents = _contents(policy_set([policies[name] for name in names if name in policies]))
-        if not contents:
-            numbered[names] = 0, contents
-            continue
-        content = frozenset(contents.items())
-        if content not in present:
+    numbers: dict[tuple[str, ...], int] = {}
+    entries: MapEntries = {}
+    for names, (contents, content) in sets:
+        if contents and content not in present:
             present[content] = next(number for number in range(1, len(taken) + 2) if number not in taken)
             taken.add(present[content])
-        numbered[names] = present[content], contents
-    return numbered
+        numbers[names] = number = present[content] if contents else 0
+        entries.update((layout.in_set(number, prefix), value) for prefix, value in contents.items())
+    return numbers, entries
 
 
 # --- the other maps
@@ -468,17 +511,18 @@ def _pod_entries(desired: Desired, facts: Facts, numbers: Mapping[tuple[str, ...
 
 
 def map_entries(
-    desired: Desired, facts: Facts, observed_policies: Mapping[bytes, bytes], cluster: MapEntries | None = None
+    desired: Desired,
+    facts: Facts,
+    observed_policies: Mapping[bytes, bytes],
+    cluster: MapEntries | None = None,
+    kept: KeptSets | None = None,
 ) -> dict[str, MapEntries]:
-    """Contents of every map that user space owns. `cluster`: its `places`, if they are known."""
+    """Contents of every map that user space owns. `cluster`: its `places`, if they are known. `kept`: of the last
+    plan; it is renewed.
+    """
     combinations = {desired.pods[address] for address in attached(desired, facts) if desired.pods[address]}
     combinations.update(kept_back(desired, facts).values(), kept_back_macs(desired, facts).values())
-    numbered = number_sets(combinations, desired.policies, observed_policies)
-    policies = {
-        layout.in_set(number, prefix): value
-        for number, contents in numbered.values()
-        for prefix, value in contents.items()
-    }
+    numbers, policies = number_sets(combinations, desired.policies, observed_policies, kept)
     here = next((number for number, address in desired.nodes.items() if address == desired.node_address), 0)
     groups = {layout.u32(group.id): _group(group, here) for group in desired.groups.values()}
     one = layout.u32(1)
@@ -492,7 +536,7 @@ def map_entries(
         "epoch": _epoch(desired, facts, groups),
         "egress_ips": {layout.ip16(address): _egress_ip(served) for address, served in desired.served.items()},
         "policies": policies,
-        **_pod_entries(desired, facts, {names: number for names, (number, _) in numbered.items()}),
+        **_pod_entries(desired, facts, numbers),
     }
 
 

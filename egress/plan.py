@@ -331,8 +331,9 @@ def wanted_attachments(desired: Desired, observed: Observed) -> dict[tuple[str, 
 
 
 def wanted_entries(desired: Desired, observed: Observed, kept: Kept | None = None) -> dict[str, MapEntries]:
-    places = (kept or Kept()).places.update(desired.cluster)
-    wanted = map_entries(desired, observed.facts, observed.maps.get("policies", {}), places)
+    kept = kept or Kept()
+    places = kept.places.update(desired.cluster)
+    wanted = map_entries(desired, observed.facts, observed.maps.get("policies", {}), places, kept.sets)
     return {**wanted, "groups": with_echoes(wanted["groups"], observed.maps.get("groups", {}))}
 
 
@@ -483,8 +484,8 @@ def _sends_out(desired: Desired) -> bool:
     return bool(desired.served) or any(desired.policies[name].exit_local for name in used & desired.policies.keys())
 
 
-def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
-    """What is wanted and cannot be done on this machine as it is."""
+def problems(desired: Desired, observed: Observed, kept: Kept | None = None) -> tuple[Problem, ...]:
+    """What is wanted and cannot be done on this machine as it is. `kept`: of the last plan; it is renewed."""
     found = []
     node = f"node/{desired.node}"
     if desired.node_address is not None and not observed.underlay_mtu:
@@ -501,7 +502,7 @@ def problems(desired: Desired, observed: Observed) -> tuple[Problem, ...]:
         *_of_pods(desired, observed),
         *_unguarded(desired, observed.facts),
         *_unsayable(desired, observed.facts),
-        *_overloads(desired),
+        *_overloads(desired, kept or Kept()),
     )
 
 
@@ -594,9 +595,11 @@ def _unsayable(desired: Desired, facts: Facts) -> Iterator[Problem]:
             yield Problem(f"node/{desired.node}", "DeviceName", message)
 
 
-def _overloads(desired: Desired) -> Iterator[Problem]:
-    for names in sorted(set(desired.pods.values())):
-        prefixes = overloaded([desired.policies[name] for name in names if name in desired.policies])
-        for prefix in prefixes:
+def _overloads(desired: Desired, kept: Kept) -> Iterator[Problem]:
+    combinations = sorted(set(desired.pods.values()))
+    kept.overloaded.drop_but(combinations)
+    for names in combinations:
+        policies = (desired.policies[name] for name in names if name in desired.policies)
+        for prefix in kept.overloaded(names, overloaded, *policies):
             limit = f"{prefix} has more than {layout.MAX_RULES} rules for one pod: the last are dropped"
             yield Problem(names[0], "TooManyRules", f"{limit}; merge {', '.join(names)}")

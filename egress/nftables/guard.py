@@ -15,9 +15,9 @@ tunnel.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import ip_network
 
 from bpf import layout
@@ -27,7 +27,7 @@ from egress.host.links import PodDevice
 from egress.kept import Kept, merged
 from egress.nftables import detours
 from egress.nftables.frame import DECIDED, FAMILIES, FRAME, HOOKED, LEAVING, SELECTED, Family
-from egress.policy import Desired, IPAddress, Policy, Ports, Served
+from egress.policy import Desired, Detour, IPAddress, IPNetwork, Policy, Ports, Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class Guard:
 KEPT = "="  # in front of a digest: a rule that is there and stays, whose text is not known any more
 
 
+@lru_cache(maxsize=1024)  # most rules stay, and those of policies with thousands of networks are long
 def digest(rule: str) -> str:
     if rule.startswith(KEPT):
         return rule.removeprefix(KEPT)
@@ -81,15 +82,37 @@ def _policy_rules(policy: Policy, family: Family) -> Rules:
     return tuple(" ".join(f"{where} {match} counter name selected drop".split()) for match in matches)
 
 
-def _rules_of(names: Iterable[str], policies: Mapping[str, Policy], family: Family) -> Rules:
-    return tuple(rule for name in names if name in policies for rule in _policy_rules(policies[name], family))
+def _selected(desired: Desired, family: Family, kept: Kept, names: tuple[str, ...]) -> tuple[str, Rules]:
+    """The chain of pods with these policies: drops for what they cover."""
+    policies = _named(desired, names)
+    return kept.chains(("selected", family.version, names), partial(_selected_chain, family), *policies)
 
 
-def _detour_rules(names: Iterable[str], desired: Desired, family: Family) -> Rules:
-    """Drops for what a Service, translated by another node, leads to where one of these policies does."""
-    policies = [desired.policies[name] for name in names if name in desired.policies]
-    found = detours.matches(desired.detours, policies, family)
-    return tuple(f"{match} counter name detour drop" for match in found)
+def _selected_chain(family: Family, *policies: Policy) -> tuple[str, Rules]:
+    return _chain(tuple(rule for policy in policies for rule in _policy_rules(policy, family)))
+
+
+def _detoured(desired: Desired, family: Family, kept: Kept, names: tuple[str, ...]) -> tuple[str, Rules]:
+    """The same for what a Service, translated by another node, leads to where one of these policies does."""
+    policies = _named(desired, names)
+    return kept.chains(("detoured", family.version, names), partial(_detour_chain, family), desired.detours, *policies)
+
+
+def _detour_chain(family: Family, known: frozenset[Detour], *policies: Policy) -> tuple[str, Rules]:
+    found = detours.matches(known, policies, family)
+    return _chain(tuple(f"{match} counter name detour drop" for match in found))
+
+
+def _chain_keys(names: tuple[str, ...]) -> Iterator[tuple[str, int, tuple[str, ...]]]:
+    return ((kind, family.version, names) for kind in ("selected", "detoured") for family in FAMILIES)
+
+
+def _named(desired: Desired, names: Iterable[str]) -> list[Policy]:
+    return [desired.policies[name] for name in names if name in desired.policies]
+
+
+def _chain(rules: Rules) -> tuple[str, Rules]:
+    return chain_name(rules), rules
 
 
 def chain_name(rules: Rules) -> str:
@@ -231,8 +254,8 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     guard. A device whose name cannot be said in nft stays unknown to it, and so a suspect.
     `kept`: of the last plan; it is renewed.
     """
-    facts = _sayable(facts)
-    inside = (kept or Kept()).inside.update(desired.cluster | OF_THE_LINK)
+    facts, kept = _sayable(facts), kept or Kept()
+    inside = kept.inside.update(desired.cluster | OF_THE_LINK)
     attached = {address: facts.devices[address] for address in desired.pods if address in facts.devices}
     chains = _tunnel_rules(desired.tunnel_port, desired.node_address, facts.underlay)
     leaving = (rule for family in FAMILIES for rule in _forward_rules(desired, family))
@@ -252,25 +275,24 @@ def render(desired: Desired, facts: Facts, kept: Kept | None = None) -> Guard:
     for family in FAMILIES:
         pods = {address: device for address, device in attached.items() if address.version == family.version}
         sets |= {**_family_sets(desired, pods, family), f"cluster{family.suffix}": inside[family.version]}
+        sets[f"covered{family.suffix}"] = kept.covered(
+            family.version, partial(_covered, family), *(policy.destinations for policy in desired.policies.values())
+        )
         of_pods = {_key(address, device): desired.pods[address] for address, device in pods.items()}
-        kinds = {
-            "selected": partial(_rules_of, policies=desired.policies, family=family),
-            "detoured": partial(_detour_rules, desired=desired, family=family),
-        }
-        for name, rules_of in kinds.items():
-            sets[f"{name}{family.suffix}"], further = _jumps(of_pods, rules_of)
+        for name, rules_of in (("selected", _selected), ("detoured", _detoured)):
+            sets[f"{name}{family.suffix}"], further = _jumps(of_pods, partial(rules_of, desired, family, kept))
             chains |= further
+    kept.chains.drop_but({key for names in set(desired.pods.values()) for key in _chain_keys(names)})
     return Guard(sets, chains)
 
 
 def _jumps(
-    pods: Mapping[str, tuple[str, ...]], rules_of: Callable[[tuple[str, ...]], Rules]
+    pods: Mapping[str, tuple[str, ...]], chain_of: Callable[[tuple[str, ...]], tuple[str, Rules]]
 ) -> tuple[frozenset[str], Mapping[str, Rules]]:
     """Elements of a map, and the chains to which they lead. Many pods have the same policies."""
-    rules = {policies: rules_of(policies) for policies in set(pods.values())}
-    names = {policies: chain_name(found) for policies, found in rules.items() if found}
-    elements = (f"{key} : jump {names[policies]}" for key, policies in pods.items() if policies in names)
-    return frozenset(elements), {name: rules[policies] for policies, name in names.items()}
+    found = {policies: chain_of(policies) for policies in set(pods.values())}
+    elements = (f"{key} : jump {found[policies][0]}" for key, policies in pods.items() if found[policies][1])
+    return frozenset(elements), {name: rules for name, rules in found.values() if rules}
 
 
 def _sayable(facts: Facts) -> Facts:
@@ -285,7 +307,6 @@ def _key(address: IPAddress, device: PodDevice) -> str:
 
 def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: Family) -> dict[str, frozenset[str]]:
     """What is asked of one family; `pods` are those of the family."""
-    covered = (network for policy in desired.policies.values() for network in policy.destinations)
     hosts = (ip_network(address) for address in desired.pods)  # also those outside the node's pod CIDRs
     egress_ips = {address for group in desired.groups.values() for address in group.egress_ips}
     of_nodes = {*desired.node_addresses, *desired.nodes.values(), *desired.icmp_sources}
@@ -293,7 +314,6 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
     at_nodes = desired.node_addresses if any(not each.addresses for each in desired.detours) else ()
     return {
         f"nodes{family.suffix}": frozenset(str(a) for a in desired.nodes.values() if a.version == family.version),
-        f"covered{family.suffix}": merged(covered, family.version),
         f"pod_sources{family.suffix}": merged((*desired.pod_cidrs, *hosts), family.version),
         f"egress_ips{family.suffix}": frozenset(str(a) for a in egress_ips if a.version == family.version),
         f"decided{family.suffix}": frozenset(_key(address, device) for address, device in pods.items()),
@@ -301,6 +321,10 @@ def _family_sets(desired: Desired, pods: Mapping[IPAddress, PodDevice], family: 
         f"no_pods{family.suffix}": frozenset(str(a) for a in no_pods if a.version == family.version),
         f"node_addresses{family.suffix}": frozenset(str(a) for a in at_nodes if a.version == family.version),
     }
+
+
+def _covered(family: Family, *destinations: Iterable[IPNetwork]) -> frozenset[str]:
+    return merged((network for networks in destinations for network in networks), family.version)
 
 
 def pod_bridges(

@@ -33,7 +33,7 @@ def _quoted(name: str, element: str) -> str:
 
 
 def transaction(wanted: Guard, present: Guard | None) -> str:
-    """One atomic nft transaction that makes the table `wanted`.
+    """One atomic nft transaction that makes the table `wanted`. Sets and chains that are as they shall be stay.
 
     Counters keep their values, unless the table's frame is not ours: then it is made anew, in the same transaction.
     """
@@ -46,11 +46,12 @@ def transaction(wanted: Guard, present: Guard | None) -> str:
     lines += [f"add set {table} {name} {{ {kind} }}" for name, kind in SET_TYPES.items()]
     lines += [f"add map {table} {name} {{ {kind} }}" for name, kind in MAP_TYPES.items()]
     there = present.chains if present else {}
+    held = present.sets if present else {}
     changed = {name: rules for name, rules in wanted.chains.items() if there.get(name) != tuple(map(digest, rules))}
     for name in changed:
         hook = f" {{ {_hook_text(name)} }}" if name in ALL_HOOKS else ""
         lines += [f"add chain {table} {name}{hook}", f"flush chain {table} {name}"]
-    for name in sorted(wanted.sets):
+    for name in sorted(name for name in wanted.sets if held.get(name) != wanted.sets[name]):
         kind = "map" if name in MAP_TYPES else "set"
         lines.append(f"flush {kind} {table} {name}")
         if wanted.sets[name]:

@@ -102,7 +102,7 @@ class EgressRoom:
             self.on_groups()
 
     def problems(self, desired: Desired, observed: Observed) -> Sequence[Problem]:
-        return plans.problems(desired, observed)
+        return plans.problems(desired, observed, self._kept)
 
     def undone(self, desired: Desired, observed: Observed) -> Undone:
         return Undone(desired, observed)
