@@ -37,6 +37,11 @@ RESERVED: tuple[tuple[IPNetwork, str], ...] = tuple(
 )
 
 
+def is_reserved(address: IPAddress) -> bool:
+    """Whether no host can have it."""
+    return bool(_reserved().found((address,)))
+
+
 def claims(
     addresses: Iterable[IPAddress],
     snapshot: Snapshot,

@@ -20,10 +20,10 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 
 from ipam.pod_addresses import IPAddress, IPNetwork, Wish
-from routerd.formats.document import parse_network
+from routerd.formats.document import parse_address, parse_network
 from routerd.formats.jsontext import parse_json
 from routerd.model import AddressPool, Labels, Pod, PodPool
 
@@ -184,10 +184,9 @@ def _words(text: str) -> list[str]:
 
 
 def _address(text: str) -> IPAddress:
-    try:
-        return ip_address(text)
-    except ValueError:
-        raise ValueError(f"found {text!r}, expected an address") from None
+    if (address := parse_address(text)) is None:
+        raise ValueError(f"found {text!r}, expected an address")
+    return address
 
 
 def _one_of_each(words: Iterable[str]) -> tuple[IPAddress, ...]:

@@ -35,6 +35,7 @@ from routerd.model import (
 from routerd.refs import Ref
 from routerd.selectors import Requirement
 
+EXPECTED = "an address that a host can have, without a scope"
 INBOUND = "no connection from outside is brought to the pod: give it a Service"
 BOTH = "the pod leaves with its eip, as Kube-OVN has it: this one is left out"
 DEFAULT_VPC = ("", "ovn-cluster")
@@ -382,7 +383,7 @@ def _told(about: Ref, annotations: Labels, value: Value) -> Iterator[Refusal]:
     given = {key: annotations[key].strip() for key in (EIP, SNAT) if annotations.get(key, "").strip()}
     for key in list(given)[:1]:
         if address_of(given[key]) is None:
-            message = f'{key}: found "{given[key]}", expected an address: what the pod sends out is dropped'
+            message = f'{key}: found "{given[key]}", expected {EXPECTED}: what the pod sends out is dropped'
             yield Refusal(about, "InvalidEgressIP", f"{value.origin}: {message}")
     if EIP in given:
         yield Refusal(about, "EgressByAnnotation", f"{value.origin}: {EIP}: {INBOUND}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import TypeVar
 
+from routerd.claims import is_reserved
 from routerd.memo import Tally
 from routerd.model import (
     ASKED_LABEL,
@@ -76,12 +79,31 @@ _Word = tuple[str, str]  # a namespace, and what is written there
 _NONE = LabelSelector((), (Requirement(ASKED_LABEL, "DoesNotExist"),))
 
 
+MOST_ASKS = 10_000  # of a report: `maxItems` in configs/deploy/crds.yaml
+_T = TypeVar("_T")
+
+
 def address_of(text: str) -> IPAddress | None:
-    """None if it names none."""
+    """None if it names none that a packet can leave with: one with a scope, an IPv4 address in IPv6, loopback, … ."""
     try:
-        return ip_address(text)
+        address = ip_address(text)
     except ValueError:
         return None
+    is_scoped = isinstance(address, IPv6Address) and address.scope_id is not None
+    return None if is_scoped or is_reserved(address) else address
+
+
+def in_turns(ordered: Iterable[_T], whose: Callable[[_T], str]) -> list[_T]:
+    """The first of everybody, then the second of everybody: none takes the room of another. What is nobody's ("")
+    comes first.
+    """
+    counts: Counter[str] = Counter()
+    turns: list[tuple[int, _T]] = []
+    for each in ordered:
+        owner = whose(each)
+        counts[owner] += 1
+        turns.append((counts[owner] if owner else 0, each))
+    return [each for _, each in sorted(turns, key=lambda pair: pair[0])]
 
 
 class Asked:
@@ -133,11 +155,15 @@ class AskCounter:
         self._asks: Tally[Pod, EgressAsk] = Tally(lambda pod: _asks(pod) if pod.node == node else ())
 
     def asks(self, pods: Mapping[str, Pod] | None) -> tuple[EgressAsk, ...] | None:
-        """None while pods have not been read."""
+        """None while pods have not been read. MOST_ASKS at most: the schema refuses a report that has more."""
         if pods is None:
             return None
         self._asks.update(pods)
-        return tuple(sorted(self._asks.values, key=lambda each: (each.namespace, str(each.egress_ip))))
+        asks = sorted(self._asks.values, key=lambda each: (each.namespace, str(each.egress_ip)))
+        if len(asks) <= MOST_ASKS:
+            return tuple(asks)
+        kept = {*in_turns(asks, lambda each: each.namespace)[:MOST_ASKS]}
+        return tuple(each for each in asks if each in kept)
 
 
 def _asks(pod: Pod) -> Iterator[EgressAsk]:

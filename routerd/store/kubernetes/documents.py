@@ -18,6 +18,7 @@ from typing import Any
 from routerd.cluster.ledger import TABLES, AuditEntry, Ledger
 from routerd.errors import InputError, StoreError
 from routerd.formats.document import parse_address, parse_network
+from routerd.formats.foreign.policies import address_of
 from routerd.formats.jsontext import parse_json
 from routerd.formats.published import parts
 from routerd.formats.published.allocations import parse_index
@@ -183,9 +184,10 @@ def _read_asks(status: Mapping[str, Any]) -> tuple[EgressAsk, ...] | None:
     if ASKS not in status:
         return None
     try:
-        return tuple(EgressAsk(str(each["namespace"]), ip_address(each["egressIP"])) for each in status[ASKS] or ())
-    except (ValueError, TypeError, KeyError):
+        asks = [(str(each["namespace"]), address_of(str(each["egressIP"]))) for each in status[ASKS] or ()]
+    except (TypeError, KeyError):
         return None
+    return tuple(EgressAsk(namespace, address) for namespace, address in asks if address is not None)
 
 
 def _pods_status(one: PodCount) -> dict[str, int]:

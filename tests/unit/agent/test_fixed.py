@@ -211,6 +211,7 @@ def test_pools_are_waited_for(tmp_path: Path) -> None:
         ({"ovn.kubernetes.io/ip_address": "192.0.2.1,192.0.2.2"}, "expected one address of a family"),
         ({"ovn.kubernetes.io/ip_address": ""}, "expected words with commas between"),
         ({"ovn.kubernetes.io/ip_address": "192.0.2.0/24"}, "found '192.0.2.0/24', expected an address"),
+        ({"ovn.kubernetes.io/ip_address": "fd00::1%1"}, "found 'fd00::1%1', expected an address"),
         ({"ovn.kubernetes.io/ip_pool": "pool-1"}, "found 'pool-1', expected an address"),
         ({"ipam.antrea.io/ippools": "none"}, "no pool none is known"),
         ({"ipam.antrea.io/ippools": "pod-ip-pool1", "ipam.antrea.io/pod-ips": "192.0.2.1"}, "is not in pod-ip-pool1"),

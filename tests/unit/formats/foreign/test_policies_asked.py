@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+import yaml
 
 from routerd.formats.compose import value_of
-from routerd.formats.foreign.policies import AskCounter, Asked, policy_of_ask
+from routerd.formats.foreign.policies import MOST_ASKS, AskCounter, Asked, policy_of_ask
 from routerd.formats.objects import read_object
 from routerd.model import EIP, SNAT, EgressAsk, Namespace, Pod, selection_matches
 
+CONFIGS = Path(__file__).parents[4] / "configs"
+OF_A_HOST = "that a host can have, without a scope"
 NAMED = {"kubernetes.io/metadata.name": "shop"}
 
 
@@ -50,6 +54,33 @@ def test_what_is_no_address_keeps_its_pods_in() -> None:
     ]
 
 
+UNUSABLE = (
+    "fd00::1%x", "fd00::1%1", "fe80::1", "169.254.0.1", "127.0.0.1", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1",
+    "::ffff:172.10.0.1", "::ffff:ac0a:1", "255.255.255.255", "172.10.0.1/32",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", UNUSABLE)
+def test_what_no_packet_can_leave_with_is_no_address(text: str) -> None:
+    asking = pod("a", eip=text)
+    assert [each.name for each in Asked().policies({asking.key: asking}, {}).values()] == ["shop/unreadable"]
+    assert AskCounter("w").asks({asking.key: asking}) == ()
+    metadata = {"name": "a", "annotations": {SNAT: text}}
+    (told,) = read_object(value_of({"apiVersion": "v1", "kind": "Pod", "metadata": metadata})).refusals
+    assert (told.reason, told.severity) == ("InvalidEgressIP", "error")
+
+
+def test_a_report_carries_no_more_asks_than_its_schema_lets_through() -> None:
+    crds = yaml.safe_load_all((CONFIGS / "deploy" / "crds.yaml").read_text())
+    (version,) = next(each["spec"] for each in crds if each["spec"]["names"]["kind"] == "RouterdNode")["versions"]
+    status = version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+    assert status["egressAsks"]["maxItems"] == MOST_ASKS
+    many = [pod(f"p{number}", eip=f"fd00::{number + 1:x}") for number in range(MOST_ASKS + 5)]
+    other = Pod("zoo", "a", "w", annotations={EIP: "172.10.0.1"})
+    asks = AskCounter("w").asks({each.key: each for each in (*many, other)})
+    assert asks is not None and len(asks) == MOST_ASKS and asks[-1].namespace == "zoo", "each namespace in turn"
+
+
 def test_a_label_of_that_name_asks_for_nothing() -> None:
     labelled = Pod("shop", "b", "w", labels={EIP: "172.10.0.1"})
     assert policies(pod("a", eip="172.10.0.1"), labelled) == {"shop/172.10.0.1": ["a"]}
@@ -83,7 +114,10 @@ def test_a_node_reports_what_its_own_pods_ask_for() -> None:
     [
         ({EIP: "203.0.113.1"}, ["EgressByAnnotation: no connection from outside is brought to the pod"]),
         ({SNAT: "203.0.113.1"}, []),
-        ({SNAT: "203.0.113.1,203.0.113.2"}, ['InvalidEgressIP: found "203.0.113.1,203.0.113.2", expected an address']),
+        (
+            {SNAT: "203.0.113.1,203.0.113.2"},
+            [f'InvalidEgressIP: found "203.0.113.1,203.0.113.2", expected an address {OF_A_HOST}'],
+        ),
         (
             {EIP: "203.0.113.1", SNAT: "203.0.113.2"},
             [

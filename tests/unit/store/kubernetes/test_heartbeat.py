@@ -227,9 +227,16 @@ def test_what_pods_ask_for_is_read_back(asks: tuple[EgressAsk, ...] | None) -> N
     assert parse_node_report(write_node_report(report), "f") == report
 
 
-@pytest.mark.parametrize("asks", [1, [{}], [{"namespace": "shop"}], [{"namespace": "shop", "egressIP": "x"}]])
+@pytest.mark.parametrize("asks", [1, [{}], [{"namespace": "shop"}], ["x"]])
 def test_what_is_no_ask_says_nothing(asks: object) -> None:
     assert read_report("n", {"addresses": [], "egressAsks": asks}) == NodeReport("n")
+
+
+@pytest.mark.parametrize("text", ["x", "fd00::1%1", "127.0.0.1"])
+def test_one_ask_that_is_no_address_costs_itself_alone(text: str) -> None:
+    asks = [{"namespace": "shop", "egressIP": text}, {"namespace": "shop", "egressIP": "172.10.0.1"}]
+    report = NodeReport("n", egress_asks=(EgressAsk("shop", ip_address("172.10.0.1")),))
+    assert read_report("n", {"addresses": [], "egressAsks": asks}) == report
 
 
 def test_another_ask_is_urgent() -> None:
