@@ -13,6 +13,7 @@ from routerd.model import Origin
 from routerd.selectors import LabelSelector, Operator, Requirement
 
 ROUTERD = "routerd.io/v1alpha1"
+ENVELOPE = ("apiVersion", "kind", "metadata", "spec", "status")  # all that an object may have
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -108,4 +109,4 @@ def selector_at(section: Section, key: str, *, strict: bool) -> LabelSelector | 
     return None if value is None else label_selector(value, strict=strict)
 
 
-__all__ = ["ROUTERD", "Meta", "check_name", "label_selector", "read_meta", "selector_at"]
+__all__ = ["ENVELOPE", "ROUTERD", "Meta", "check_name", "label_selector", "read_meta", "selector_at"]

@@ -10,7 +10,7 @@ from bgp.path import MAX_PREPEND, ORIGINS, WELL_KNOWN_COMMUNITIES, normal_commun
 from bgp.rib import extended
 from ipam.ranges import networks_between
 from routerd.formats.document import MAX_DIGITS, MissingKey, Section, Value, parse_address, parse_network
-from routerd.formats.meta import check_name, label_selector, read_meta, selector_at
+from routerd.formats.meta import ENVELOPE, check_name, label_selector, read_meta, selector_at
 from routerd.model import (
     AddressPool,
     Advertisement,
@@ -32,7 +32,7 @@ _BLOCK = "a CIDR, an address, a range START-END, {cidr: …} or {start: …, end
 
 def open_object(value: Value) -> Section:
     """The `spec` of one of our objects, its envelope checked."""
-    value.section.only("apiVersion", "kind", "metadata", "spec", "status")
+    value.section.only(*ENVELOPE)
     check_name(value)
     return value.section.require("spec").section
 

@@ -107,9 +107,17 @@ _REFUSED = {
 }
 
 
+_KNOWN = (
+    "asNumber", "birdGatewayMode", "extensions", "externalNetwork", "failureDetection", "filters", "keepaliveTime",
+    "keepOriginalNextHop", "localASNumber", "localWorkloadSelector", "maxRestartTime", "nextHopMode", "node",
+    "nodeSelector", "numAllowedLocalASNumbers", "password", "peerIP", "peerSelector", "reachableBy", "restartMode",
+    "reversePeering", "sourceAddress", "ttlSecurity",
+)  # fmt: skip
+
+
 def read_peer(value: Value) -> tuple[FilteredPeer | None, tuple[Refusal, ...]]:
-    """Raises InputError."""
-    meta, spec = read_meta(value), value.section.require("spec").section
+    """A key that Calico has not may be a misspelling of `filters` or `nodeSelector`: no peer. Raises InputError."""
+    meta, spec = read_meta(value), value.section.require("spec").section.only(*_KNOWN)
     if fault := _refused(spec):
         place, why = fault
         message = str(place.error(f"{why}; the peer is not used"))
@@ -137,7 +145,8 @@ def _refused(spec: Section) -> tuple[Value, str] | None:
 
 def _secret(spec: Section) -> Section | None:
     password = spec.section("password")
-    return password.section("secretKeyRef") if password is not None else None
+    secret = password.only("secretKeyRef").section("secretKeyRef") if password is not None else None
+    return secret.only("key", "name", "optional") if secret is not None else None
 
 
 def _in_part(spec: Section, peer: Peer) -> Iterator[tuple[str, str]]:

@@ -15,13 +15,14 @@ from routerd.selectors import LabelSelector, Requirement
 ALL = "all()"
 _KEY = r"(?P<key>[^\s()!='\"{}&|,]+)"
 _QUOTED = r"(?:'[^']*'|\"[^\"]*\")"
+_WORDS = rf"\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*\s*"
 _TERMS = (
     re.compile(rf"has\(\s*{_KEY}\s*\)"),
     re.compile(rf"!\s*has\(\s*{_KEY}\s*\)"),
     re.compile(rf"{_KEY}\s*(?:==|=)\s*(?P<value>{_QUOTED})"),
     re.compile(rf"{_KEY}\s*!=\s*(?P<value>{_QUOTED})"),
-    re.compile(rf"{_KEY}\s+in\s*\{{(?P<value>[^{{}}]*)\}}"),
-    re.compile(rf"{_KEY}\s+not\s+in\s*\{{(?P<value>[^{{}}]*)\}}"),
+    re.compile(rf"{_KEY}\s+in\s*\{{(?P<value>{_WORDS})\}}"),
+    re.compile(rf"{_KEY}\s+not\s+in\s*\{{(?P<value>{_WORDS})\}}"),
 )
 _OPERATORS = ("Exists", "DoesNotExist", "In", "NotIn", "In", "NotIn")
 

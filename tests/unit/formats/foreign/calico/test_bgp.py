@@ -11,6 +11,7 @@ from routerd.errors import InputError
 from routerd.formats.convert.whole import convert
 from routerd.formats.kinds import BY_NAME
 from routerd.formats.legacy_bgp import LegacyConfig
+from routerd.formats.objects import read_file
 from routerd.model import Bfd, ExportRule, Origin, Peer, Snapshot
 from routerd.selectors import LabelSelector, Requirement
 from routerd.store.merge import merge
@@ -79,6 +80,8 @@ def test_bfd_where_the_peer_is_directly_connected() -> None:
     [
         ("all()", ()),
         ("has(x) || all()", ()),
+        ("rack in { 'a','b' }", (LabelSelector((), (Requirement("rack", "In", ("a", "b")),)),)),
+        ("rack not in {'a'}", (LabelSelector((), (Requirement("rack", "NotIn", ("a",)),)),)),
         (
             "rack == 'a' || has(spare) && !has(old)",
             (
@@ -134,7 +137,19 @@ def test_what_a_session_goes_without_is_told(line: str, why: str) -> None:
         ("peerIP: 10.0.0.1", "peerIP: tor", "expected an IP address"),
         ("asNumber: 64512", "asNumber: 0", "expected an AS number"),
         ("asNumber: 64512", "asNumber: 1\n  nodeSelector: (a)", '"(a)" of the selector is not read'),
+        *(
+            ("asNumber: 64512", f'asNumber: 1\n  nodeSelector: "rack in {words}"', f'rack in {words}" of the selector')
+            for words in ("{}", "{a, 'b'}", "{'a', b}", "{'a' 'b'}", "{'a',}", "{'a', 'b' x}")
+        ),
         ("asNumber: 64512", "asNumber: 1\n  nodeSelector: has(a)\n  node: b", "found both"),
+        ("asNumber: 64512", "asNumber: 1\n  filterz: [out]", 'unknown key "filterz"; did you mean "filters"?'),
+        ("asNumber: 64512", "asNumber: 1\n  passwords: {}", 'unknown key "passwords"; did you mean "password"?'),
+        ("asNumber: 64512", "asNumber: 1\n  password: {secretRef: {}}", 'did you mean "secretKeyRef"?'),
+        (
+            "asNumber: 64512",
+            "asNumber: 1\n  password: {secretKeyRef: {name: routerd-passwords, keys: a}}",
+            'did you mean "key"?',
+        ),
         ("asNumber: 64512", "asNumber: 1\n  maxRestartTime: 2h", "expected at most 4095 s"),
         ("asNumber: 64512", "asNumber: 1\n  maxRestartTime: soon", "invalid duration"),
         (
@@ -249,7 +264,31 @@ def test_rules_of_imports_are_told() -> None:
         ("{action: Maybe}", "expected Accept or Reject"),
         ("{action: Accept, cidr: 192.0.2.0/24}", 'the key "matchOperator" is missing'),
         ("{action: Accept, cidr: 2001:db8::/32, matchOperator: In}", "expected an IPv4 CIDR"),
-        ("{action: Accept, prefixLength: {min: 8}}", "a prefix length goes with a cidr"),
+        ("{action: Accept, prefixLength: {min: 8}}", "prefixLength goes with a cidr, and the rule has none"),
+        ("{action: Accept, matchOperator: In}", "matchOperator goes with a cidr, and the rule has none"),
+        ("{action: Accept, cidr: , matchOperator: In}", "matchOperator goes with a cidr, and the rule has none"),
+        (
+            "{action: Accept, matchOperator: In, cidrs: 10.244.0.0/16}",
+            'exportV4[0].cidrs: unknown key "cidrs"; did you mean "cidr"?',
+        ),
+        (
+            "{action: Accept, matchOperator: In, cidr: 192.0.2.0/24, prefixLength: {mn: 25}}",
+            'unknown key "mn"; did you mean "min"?',
+        ),
+        ("{action: Reject, sources: RemotePeers}", 'unknown key "sources"; did you mean "source"?'),
+        ("{action: Reject, source: RemotePeer}", "expected RemotePeers"),
+        ("{acton: Reject, source: RemotePeers}", 'unknown key "acton"; did you mean "action"?'),
+        ("{action: Allow, source: RemotePeers}", "expected Accept or Reject"),
+        (
+            '{action: Accept, operations: [{addCommunity: {value: "1:2"}}, {addCommunities: {value: "1:2"}}]}',
+            'exportV4[0].operations[1].addCommunities: unknown key "addCommunities"; did you mean "addCommunity"?',
+        ),
+        (
+            '{action: Accept, operations: [{removeCommunity: {value: "1:2"}}]}',
+            'exportV4[0].operations[0].removeCommunity: unknown key "removeCommunity"',
+        ),
+        ("{action: Accept, operations: [{}]}", 'the key "addCommunity" is missing'),
+        ('{action: Accept, operations: [{addCommunity: {val: "1:2"}}]}', 'unknown key "val"; did you mean "value"?'),
         (
             "{action: Accept, cidr: 192.0.2.0/24, matchOperator: In, prefixLength: {min: 31, max: 30}}",
             "is more than max",
@@ -260,6 +299,25 @@ def test_a_mistake_in_a_rule_is_named(rule: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         read_text(FILTER + f"  exportV4:\n  - {rule}\n", "f.yaml")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "  exportV4:\n  - {action: Accept, matchOperator: In, cidrs: 10.244.0.0/16}\n  - {action: Reject}\n",
+        "  exportV4: [{action: Reject, operation: []}]\n",
+        "  exportv6: [{action: Reject}]\n",
+        "speck: {}\n",
+    ],
+)
+def test_a_misspelt_filter_closes_the_sessions_that_name_it(spec: str) -> None:
+    """What would be left of it lets out more than was meant."""
+    files = [read_file(text) for text in (PEER + "  filters: [out]\n", FILTER + spec)]
+    assert [str(each.ref) for file in files for each in file.mistakes] == ["BGPFilter/out"]
+    found = merge(files, allocations=None)
+    assert found.bgp is not None and found.bgp.peers == ()
+    (refusal,) = found.refusals
+    assert (str(refusal.object), refusal.reason) == ("peer/tor", "PeerConfigMissing")
 
 
 def test_both_ways_to_write_them_are_read_alike() -> None:
