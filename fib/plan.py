@@ -8,14 +8,14 @@ a node, either: whoever announces it would get packets to neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple
 
 from fib import blackholes
 from fib.blackholes import PutVerdicts, RemoveVerdicts, Verdict, named
-from fib.spans import Spans
+from fib.spans import Spans, around
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -42,12 +42,14 @@ class Desired:
     these. `learnt`: next hops of a prefix that others told, for one to whose node no link leads; flows are spread over
     all of them. None = what they tell is not known yet: what is in the table stays beside `routes`.
 
-    `aggregates`: what this node announces as a whole (see `fib.blackholes`); None = not known.
+    `aggregates`: what this node announces as a whole, each with the parts of it that are pools' (see `fib.blackholes`);
+    None = not known. `spared`: addresses of nodes and peers, which no blackhole takes.
     """
 
     routes: Mapping[IPNetwork, tuple[IPAddress, ...]] = field(default_factory=dict)
     learnt: Mapping[IPNetwork, tuple[IPAddress, ...]] | None = field(default_factory=dict)
-    aggregates: frozenset[IPNetwork] | None = frozenset()
+    aggregates: Mapping[IPNetwork, tuple[IPNetwork, ...]] | None = field(default_factory=dict)
+    spared: frozenset[IPNetwork] = frozenset()
 
     @property
     def prefixes(self) -> frozenset[IPNetwork]:
@@ -174,7 +176,8 @@ def wanted_verdicts(desired: Desired, observed: Observed) -> Mapping[IPNetwork, 
     """What the table of blackholes should have."""
     if desired.aggregates is None:
         return observed.verdicts
-    return blackholes.wanted(desired.aggregates, observed.main)
+    parts = {part for parts in desired.aggregates.values() for part in parts}
+    return blackholes.wanted(parts, desired.spared, observed.main)
 
 
 def wanted(desired: Desired, observed: Observed, others: Container[IPNetwork] | None = None) -> dict[IPNetwork, Hops]:
@@ -209,7 +212,7 @@ def taken(desired: Desired, observed: Observed) -> dict[IPNetwork, IPNetwork]:
         lengths[prefix.version].add(prefix.prefixlen)
     found: dict[IPNetwork, IPNetwork] = {}
     for other in observed.main:
-        for prefix in _around(other, lengths[other.version]):
+        for prefix in around(other, lengths[other.version]):
             if prefix in prefixes:
                 found.setdefault(prefix, other)
     connected = (network for network, device in observed.main.items() if device and network.prefixlen)
@@ -217,13 +220,6 @@ def taken(desired: Desired, observed: Observed) -> dict[IPNetwork, IPNetwork]:
     beside = (prefix for prefix in learnt if prefix not in desired.routes and prefix not in found)
     holders = ((prefix, held.holding(prefix)) for prefix in beside)
     return found | {prefix: holder for prefix, holder in holders if holder is not None}
-
-
-def _around(network: IPNetwork, lengths: Iterable[int]) -> Iterator[IPNetwork]:
-    """The networks of these lengths in which it is."""
-    for length in lengths:
-        if length <= network.prefixlen:
-            yield network if length == network.prefixlen else network.supernet(new_prefix=length)
 
 
 class Links:
@@ -249,7 +245,7 @@ class Links:
     def _device(self, address: IPAddress) -> int:
         """0 = it is on no link."""
         host = IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
-        networks = _around(host, self._lengths[address.version])
+        networks = around(host, self._lengths[address.version])
         device = next((self._observed.main[each] for each in networks if each in self._observed.main), 0)
         return device if device in self._observed.links else 0
 

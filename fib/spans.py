@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network
 
 IPNetwork = IPv4Network | IPv6Network
@@ -33,6 +33,13 @@ class Spans:
         """The network that holds it."""
         found = self.overlap(prefix)
         return found if found is not None and found.prefixlen <= prefix.prefixlen else None
+
+
+def around(network: IPNetwork, lengths: Iterable[int]) -> Iterator[IPNetwork]:
+    """The networks of these lengths in which it is."""
+    for length in lengths:
+        if length <= network.prefixlen:
+            yield network if length == network.prefixlen else network.supernet(new_prefix=length)
 
 
 def _ends(network: IPNetwork) -> tuple[Point, Point]:

@@ -35,6 +35,7 @@ def settings_of(config: Config) -> Settings:
         pods_of_cloud=_pods_of_cloud(config.cloud),
         cloud_networks=config.cloud.egress_networks,
         learn=config.native_routing.learn if config.bgp.enabled else (),
+        announces=config.bgp.enabled,
         direct_routes=config.native_routing.auto_direct_node_routes,
         watch=_watch(config.egress.liveness),
     )

@@ -328,10 +328,10 @@ class Kept:
             self._parts, self._owners = parts, {prefix: tuple(sorted(refs)) for prefix, refs in found.items()}
         return self._owners
 
-    @property
     def aggregates(self) -> frozenset[IPNetwork]:
-        """That anybody gets."""
-        return frozenset[IPNetwork]().union(*(table.aggregates for table in self.tables.values()))
+        """In any session."""
+        found = ((self.tables[carrier.audience].aggregates, rib.paths) for carrier, rib in self.ribs.items())
+        return frozenset(prefix for aggregates, paths in found for prefix in aggregates if prefix in paths)
 
 
 def _audiences(scene: Scene) -> dict[Way, Audience]:
@@ -476,7 +476,7 @@ def announcements(
     ribs = {key: kept.ribs[carrier].paths for key, carrier in carriers.items()}
     refusals += [*opened.refusals, *_unknown_peers(scene)]
     desired = Desired(opened.sessions, ribs)
-    return Announcements(desired, kept.owners(), tuple(refusals), drain, opened.entries, kept.aggregates)
+    return Announcements(desired, kept.owners(), tuple(refusals), drain, opened.entries, kept.aggregates())
 
 
 def _carrier(session: SpeakerPeer, audience: Audience) -> Carrier:

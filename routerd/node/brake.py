@@ -225,7 +225,8 @@ def _kept_blackholes(state: NodeState, before: Before, prefixes: Collection[IPNe
     old: Routes | None = before.state.rooms.get(FIB_ROOM) if before.state is not None else None
     if old is None or new is None or not old.aggregates or new.aggregates is None:
         return new
-    return replace(new, aggregates=new.aggregates | old.aggregates.intersection(prefixes))
+    held = {prefix: parts for prefix, parts in old.aggregates.items() if prefix in prefixes}
+    return replace(new, aggregates={**held, **new.aggregates}, spared=new.spared | old.spared)
 
 
 def _kept_egress(

@@ -71,7 +71,7 @@ from routerd.node.inside import (
     node_addresses,
 )
 from routerd.node.rooms.bfd import Orders, orders
-from routerd.node.rooms.routes import direct_routes, learnt_routes
+from routerd.node.rooms.routes import direct_routes, learnt_routes, parts_of, spared_by
 from routerd.node.rooms.wiring import PodsOfCloud, wiring
 from routerd.node.sessions import Way
 from routerd.refs import NODE, POD, Ref
@@ -98,6 +98,7 @@ class Settings:
     pods_of_cloud: PodsOfCloud | None = None  # None = no cloud's interfaces are for pods here
     cloud_networks: tuple[IPNetwork, ...] = ()  # of egress IPs that are addresses of a cloud
     learn: tuple[IPNetwork, ...] = ()  # in which routes are learnt from BGP peers
+    announces: bool = True  # whether there is a speaker
     direct_routes: bool = False  # whether pods of nodes on one link with this one are reached without a tunnel
 
 
@@ -234,6 +235,8 @@ class Kept:
     neighbours: Last[dict[int, Neighbour]] = field(default_factory=Last)
     node_addresses: Last[frozenset[IPAddress]] = field(default_factory=Last)
     detours: Detours = field(default_factory=Detours)
+    parts: Last[dict[IPNetwork, tuple[IPNetwork, ...]]] = field(default_factory=Last)  # of aggregates
+    spared: Last[frozenset[IPNetwork]] = field(default_factory=Last)
     routes: Last[tuple[Routes, tuple[Refusal, ...]]] = field(default_factory=Last)
     learnt: Last[tuple[Mapping[IPNetwork, tuple[IPAddress, ...]], tuple[Refusal, ...]]] = field(default_factory=Last)
 
@@ -267,8 +270,9 @@ def compose(snapshot: Snapshot, settings: Settings, facts: LocalFacts, kept: Kep
     egress, egress_refusals = egress_state(snapshot, settings, facts, cluster, kept)
     announced = _learning(announced, settings.learn)
     routes, route_refusals = _routes(snapshot, settings, facts, kept)
-    if routes is not None:
-        routes = replace(routes, aggregates=announced.aggregates if announced is not None else None)
+    if routes is not None and settings.announces:
+        servers = frozenset(a for each in of_api_server for endpoint in each.endpoints for a in endpoint.addresses)
+        routes = _with_aggregates(routes, announced, snapshot, facts, servers, kept)
     refusals = [*_unknown_node(snapshot, settings.node), *conflicts, *egress_refusals, *snapshot.refusals]
     refusals.extend(route_refusals)
     if announced is not None:
@@ -313,6 +317,29 @@ def _routes(
     peers = frozenset(way.address for way in facts.sessions)
     learnt, more = kept.learnt(learnt_routes, facts.learnt, settings.learn, here, nodes, pools, peers)
     return replace(direct, learnt=learnt), (*refused, *more)
+
+
+def _with_aggregates(
+    routes: Routes,
+    announced: Announcements | None,
+    snapshot: Snapshot,
+    facts: LocalFacts,
+    servers: frozenset[IPAddress],
+    kept: Kept,
+) -> Routes:
+    """`servers`: the API servers."""
+    if announced is None or snapshot.nodes is None or snapshot.pools is None:
+        return replace(routes, aggregates=None)
+    if not announced.aggregates:
+        return routes
+    nodes = kept.node_addresses(
+        node_addresses, snapshot.nodes, snapshot.allocations.nodes if snapshot.allocations else ()
+    )
+    peers = {address for peer in (snapshot.bgp.peers if snapshot.bgp else ()) for address in peer.addresses}
+    peers |= {way.address for way in facts.sessions}
+    parts = kept.parts(parts_of, announced.aggregates, snapshot.pools)
+    spared = kept.spared(spared_by, announced.aggregates, nodes | servers | peers, facts.networks)
+    return replace(routes, aggregates=parts, spared=spared)
 
 
 def _of_cloud(snapshot: Snapshot, settings: Settings) -> Mapping[str, Any]:

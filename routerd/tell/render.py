@@ -343,14 +343,24 @@ def wiring_lines(desired: Wiring) -> list[str]:
 
 
 def route_lines(desired: Routes) -> list[str]:
-    """`route PREFIX via ADDRESSES` and `learnt route PREFIX via ADDRESSES`, IPv4 first, then `blackhole PREFIX`;
-    `learnt routes as they are` while nobody knows what peers announce, and so `blackholes as they are`.
+    """`route PREFIX via ADDRESSES` and `learnt route PREFIX via ADDRESSES`, IPv4 first, then `blackhole PREFIX` and
+    `no blackhole PREFIX`; `learnt routes as they are` while nobody knows what peers announce, and so `blackholes as
+    they are`.
     """
     direct = [f"route {prefix} via {_joined(desired.routes[prefix])}" for prefix in _by_family(desired.routes)]
-    told, whole = desired.learnt, desired.aggregates
+    told = desired.learnt
     learnt = ["learnt routes as they are"] if told is None else _learnt_lines(told)
-    kept = ["blackholes as they are"] if whole is None else [f"blackhole {prefix}" for prefix in _by_family(whole)]
-    return [*direct, *learnt, *kept]
+    return [*direct, *learnt, *_blackhole_lines(desired)]
+
+
+def _blackhole_lines(desired: Routes) -> Iterator[str]:
+    if desired.aggregates is None:
+        yield "blackholes as they are"
+        return
+    for part in _by_family({part for parts in desired.aggregates.values() for part in parts}):
+        yield f"blackhole {part}"
+    for prefix in _by_family(desired.spared):
+        yield f"no blackhole {prefix}"
 
 
 def _learnt_lines(told: Mapping[IPNetwork, Sequence[IPAddress]]) -> list[str]:

@@ -7,7 +7,7 @@ agent serves them, and `--manifests` computes the same ones from files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -18,6 +18,7 @@ from bgp.rib import family_of
 from bgp.session import PeerStatus as Session
 from egress.policy import selected_pods
 from egress.status import Probed, TunnelWay
+from fib import blackholes
 from fib.plan import Desired as Routes
 from fib.plan import Observed as RoutesObserved
 from fib.plan import Status as RouteStatus
@@ -135,14 +136,15 @@ def _routes(view: View) -> list[Row]:
         for prefix in sorted(desired.prefixes, key=_prefix_order)
         for hops in (sorted(there.get(prefix, ())),)
     ]
-    return [*rows, *_blackhole_rows(desired.aggregates or (), observed)]
+    return [*rows, *_blackhole_rows(desired.aggregates or {}, observed)]
 
 
-def _blackhole_rows(aggregates: Iterable[IPNetwork], observed: RoutesObserved | None) -> Iterator[Row]:
-    """Of what this node announces as a whole; `taken`: `main` has a route to the very prefix, which counts."""
-    words = {"blackhole": "installed", "throw": "taken", "": "pending"}
+def _blackhole_rows(
+    aggregates: Mapping[IPNetwork, Sequence[IPNetwork]], observed: RoutesObserved | None
+) -> Iterator[Row]:
+    """Of what this node announces as a whole; `taken`: `main` has a route of its own, which counts, to all of it."""
     for prefix in sorted(aggregates, key=_prefix_order):
-        found = words[observed.verdicts.get(prefix, "")] if observed is not None else "wanted"
+        found = blackholes.state(aggregates[prefix], observed.verdicts) if observed is not None else "wanted"
         yield {
             "prefix": str(prefix),
             "node": "",

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -19,7 +19,9 @@ from routerd.refs import AGGREGATE, Ref
 class Undone(NothingUndone):
     """A route relies on no other, and a rule without routes leads nowhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, aggregates: Mapping[IPNetwork, tuple[IPNetwork, ...]]) -> None:
+        """`aggregates`: with their parts, as desired."""
+        self._aggregates = aggregates
         self._prefixes: set[IPNetwork] = set()
         self._versions: set[int] = set()  # whose table of blackholes is not looked up
 
@@ -32,7 +34,8 @@ class Undone(NothingUndone):
 
     def lacks(self, aggregate: IPNetwork) -> bool:
         """Whether its blackhole is not in place."""
-        return aggregate in self._prefixes or aggregate.version in self._versions
+        parts = self._aggregates.get(aggregate, ())
+        return any(part in self._prefixes or part.version in self._versions for part in parts)
 
 
 class RouteRoom:
@@ -57,7 +60,7 @@ class RouteRoom:
         return plan.problems(desired, observed)
 
     def undone(self, desired: Desired, observed: Observed) -> Undone:
-        return Undone()
+        return Undone(desired.aggregates or {})
 
     def carries(self, owner: Ref, undone: Undone | None) -> bool:
         """An aggregate has its blackhole before it is announced."""

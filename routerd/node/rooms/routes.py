@@ -1,4 +1,5 @@
-"""Routes of this node to pods of others: which prefixes, and by whose addresses. Pure.
+"""Routes of this node to pods of others: which prefixes, and by whose addresses; what of its aggregates is to have a
+blackhole. Pure.
 
 Whether a node is on a link with this one, and whether a prefix is somebody else's already, only the kernel knows: see
 `fib.plan`.
@@ -7,14 +8,14 @@ Whether a node is on a link with this one, and whether a prefix is somebody else
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from heapq import nsmallest
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from fib.blackholes import AHEAD
 from fib.plan import Desired
-from fib.spans import Spans
+from fib.spans import Spans, around
 from routerd.model import AddressPool, IPAddress, IPNetwork, Node, Refusal
 
 
@@ -63,6 +64,27 @@ def learnt_routes(
         elif other is None:
             found[prefix] = usable
     return found, tuple(_left_out(refused, ours, here))
+
+
+def parts_of(
+    aggregates: frozenset[IPNetwork], pools: Mapping[str, AddressPool]
+) -> dict[IPNetwork, tuple[IPNetwork, ...]]:
+    """Of each aggregate what pools announce addresses of: of a range it may be more than that."""
+    blocks = [block for pool in pools.values() if pool.protocol == "bgp" for block in pool.blocks]
+    held, lengths = Spans(blocks), {each.prefixlen for each in aggregates}
+    inside: defaultdict[IPNetwork, list[IPNetwork]] = defaultdict(list)
+    for block in blocks:
+        for whole in around(block, lengths):
+            inside[whole].append(block)
+    return {whole: (whole,) if held.holding(whole) is not None else tuple(inside[whole]) for whole in aggregates}
+
+
+def spared_by(
+    aggregates: frozenset[IPNetwork], hosts: Iterable[IPAddress], networks: Iterable[IPNetwork]
+) -> frozenset[IPNetwork]:
+    """Those of them that lie in aggregates, as prefixes."""
+    spans = Spans(aggregates)
+    return frozenset(each for each in (*map(_host, hosts), *networks) if spans.holding(each) is not None)
 
 
 def _usable(here: Node, version: int, next_hops: tuple[IPAddress, ...]) -> tuple[IPAddress, ...]:

@@ -116,6 +116,18 @@ def test_an_aggregate_that_was_announced_stays_so_when_its_blackhole_is_refused_
     asyncio.run(run())
 
 
+def test_of_a_range_the_parts_that_are_a_pools_are_blackholed_first() -> None:
+    parts = tuple(map(ip_network, ("192.0.2.1/32", "192.0.2.2/31")))
+    of_a_range = state(pools={"default": replace(POOL, blocks=(*parts, ip_network("192.0.2.64/26")))})
+    kernel = Kernel(World(), PutVerdicts)
+    rounds(kernel, of_a_range)
+    assert str(WIDE) not in kernel.world.ribs["10.0.0.1"]
+    kernel.broken = None
+    rounds(kernel, of_a_range)
+    assert kernel.verdicts == dict.fromkeys(parts, "blackhole")
+    assert str(WIDE) in kernel.world.ribs["10.0.0.1"]
+
+
 def test_what_is_not_known_to_be_withdrawn_keeps_its_blackhole() -> None:
     kernel = Kernel(World())
     rounds(kernel, ANNOUNCED)

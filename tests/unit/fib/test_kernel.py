@@ -169,7 +169,7 @@ def test_many_changes_answer_one_by_one_what_is_refused(node: Namespace) -> None
     assert len(kernel.observe(Desired()).routes) == len(prefixes) - len(bad)
 
 
-AGGREGATES = frozenset(map(ip_network, ("192.0.2.0/24", "2001:db8::/64")))
+AGGREGATES = {whole: (whole,) for whole in map(ip_network, ("192.0.2.0/24", "2001:db8::/64"))}
 WHOLE = Desired(aggregates=AGGREGATES)
 FROM_TOR = ("from", "10.0.0.12", "iif", "eth0")
 FROM_TOR6 = ("from", "fd00::12", "iif", "eth0")
@@ -225,6 +225,26 @@ def test_what_the_host_and_others_have_in_an_aggregate_is_not_swallowed(node: Na
     assert ip_network("192.0.2.11/32") not in found.verdicts
     bring(Desired())
     assert "via 10.9.0.7" not in way(node, "192.0.2.12")
+
+
+def test_a_neighbour_in_an_aggregate_is_reached(node: Namespace) -> None:
+    """The pool is a part of the link's network, or of more that somebody led elsewhere; or it holds a node."""
+    near, near6, node_address = "10.0.0.200", "fd00::8000:0:0:1", "192.0.2.66"
+    whole, whole6 = ip_network("10.0.0.128/25"), ip_network("fd00::8000:0:0:0/65")
+    wish = Desired(
+        aggregates={**AGGREGATES, whole: (whole,), whole6: (whole6,)}, spared=frozenset({ip_network(node_address)})
+    )
+    found = bring(wish)
+    assert plan(wish, found) == ()
+    assert "dev eth0" in way(node, near, *FROM_TOR)
+    assert "dev eth0" in way(node, near6, *FROM_TOR6)
+    assert "via 10.0.0.1" in way(node, node_address, *FROM_TOR)
+    assert is_dropped(node, "192.0.2.67")
+    node.ip("route add 192.0.0.0/16 via 10.9.0.7")
+    bring(wish)
+    assert "via 10.9.0.7" in way(node, "192.0.2.67", *FROM_TOR)
+    node.ip("route del 192.0.0.0/16")
+    bring(Desired())
 
 
 def test_blackholes_that_nobody_knows_of_yet_stay(node: Namespace) -> None:

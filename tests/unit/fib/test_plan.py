@@ -26,6 +26,7 @@ from fib.plan import (
     problems,
     states,
     wanted,
+    wanted_verdicts,
 )
 
 NEAR, ALSO_NEAR, FAR, SIX = map(ip_address, ("10.0.0.12", "10.9.0.12", "192.0.2.1", "fd00::12"))
@@ -39,13 +40,24 @@ blocks = st.sampled_from([ip_network(f"10.244.{n}.0/{length}") for n in range(4)
 addresses = st.sampled_from([(NEAR,), (NEAR, ALSO_NEAR), (FAR,), (ip_address("172.17.0.3"),), (SIX,), ()])
 announced = blocks | st.sampled_from([*map(ip_network, ("10.0.0.12/32", "10.0.0.128/25", "10.9.0.0/24", "10.0.0.0/8"))])
 wholes = st.sampled_from([*map(ip_network, ("192.0.2.0/24", "192.0.2.64/26", "198.51.100.0/24", "2001:db8::/64"))])
+parts = st.sampled_from([*map(ip_network, ("192.0.2.80/28", "192.0.2.128/25", "10.0.0.0/25", "2001:db8::/120"))])
+aggregates = st.dictionaries(wholes, st.none() | st.lists(parts, max_size=2), max_size=3).map(
+    lambda found: {whole: (whole,) if of is None else tuple(of) for whole, of in found.items()}
+)
+hosts = st.sampled_from([*map(ip_network, ("192.0.2.81/32", "192.0.2.200/32", "203.0.113.1/32", "2001:db8::7/128"))])
 wishes = st.builds(
     Desired,
     st.dictionaries(blocks, addresses),
     st.none() | st.dictionaries(announced, addresses),
-    st.frozensets(wholes),
+    aggregates,
+    st.frozensets(hosts),
 )
-inside = st.sampled_from([*map(ip_network, ("192.0.2.0/24", "192.0.2.9/32", "192.0.0.0/16", "2001:db8::9/128"))])
+inside = st.sampled_from(
+    [
+        *map(ip_network, ("192.0.2.0/24", "192.0.2.9/32", "192.0.0.0/16", "192.0.2.64/27", "2001:db8::9/128")),
+        *map(ip_network, ("2001:db8::/32", "::/0")),
+    ]
+)
 others = st.dictionaries(st.one_of(blocks, inside, st.just(ip_network("10.244.0.0/16"))), st.sampled_from([0, 2]))
 machines = others.map(lambda found: replace(HERE, main={**MAIN, **found}))
 
@@ -90,25 +102,40 @@ def test_any_state_comes_to_the_desired_one_and_stays(before: Desired, desired: 
 
 
 @given(wishes, wishes, machines)
-def test_an_aggregate_swallows_what_main_has_no_route_of_its_own_for(
+def test_no_blackhole_goes_before_the_withdrawal_of_its_aggregate(
     before: Desired, desired: Desired, machine: Observed
 ) -> None:
-    """At each step what was announced before, and what will be, is blackholed but for what `main` has in it."""
     observed = brought(before, machine)
-    assert before.aggregates is not None and desired.aggregates is not None
     for action in plan(desired, observed):
         verdicts = observed.verdicts
         observed = after(observed, action)
         if action.phase == "retire":
-            assert {p for p in desired.aggregates if p not in machine.main} <= observed.verdicts.keys()
+            assert wanted_verdicts(desired, machine).items() <= observed.verdicts.items()
         else:
-            assert verdicts.keys() <= observed.verdicts.keys(), "nothing goes before a withdrawal"
-    for prefix, verdict in observed.verdicts.items():
-        assert verdict == ("throw" if prefix in machine.main else "blackhole")
-        assert any(is_within(prefix, whole) for whole in desired.aggregates)
-    for other in machine.main:
-        if any(is_within(other, whole) for whole in desired.aggregates):
-            assert observed.verdicts[other] == "throw"
+            assert verdicts.keys() <= observed.verdicts.keys()
+
+
+probes = st.sampled_from(
+    [
+        *map(ip_network, ("192.0.2.0/32", "192.0.2.9/32", "192.0.2.70/32", "192.0.2.81/32", "192.0.2.85/32")),
+        *map(ip_network, ("192.0.2.200/32", "192.0.2.201/32", "198.51.100.3/32", "10.0.0.12/32", "203.0.113.1/32")),
+        *map(ip_network, ("2001:db8::7/128", "2001:db8::8/128", "2001:db8::9/128", "2001:db8::1:0/128")),
+    ]
+)
+
+
+@given(wishes, machines, probes)
+def test_a_blackhole_takes_what_is_a_pools_and_has_no_way_but_the_default_one(
+    desired: Desired, machine: Observed, probe: IPNetwork
+) -> None:
+    """As the kernel decides, by the longest prefix. What a link's network, another's route or a node has goes on."""
+    verdicts = brought(desired, machine).verdicts
+    holding = [prefix for prefix in verdicts if is_within(probe, prefix)]
+    is_dropped = bool(holding) and verdicts[max(holding, key=lambda each: each.prefixlen)] == "blackhole"
+    assert desired.aggregates is not None
+    of_a_pool = any(is_within(probe, part) for parts in desired.aggregates.values() for part in parts)
+    has_a_way = any(prefix.prefixlen and is_within(probe, prefix) for prefix in machine.main)
+    assert is_dropped == (of_a_pool and not has_a_way and probe not in desired.spared)
 
 
 @given(wishes, machines)
