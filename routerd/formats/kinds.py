@@ -289,8 +289,8 @@ _FOREIGN = (
     Kind("projectcalico.org", "v3", "BGPFilter", "bgpfilters", reader=calico_filters.read_filter, parts=("bgp",)),
     Kind("crd.projectcalico.org", "v1", "BGPFilter", "bgpfilters", reader=calico_filters.read_filter, parts=("bgp",)),
     Kind(
-        "cilium.io", "v2", "CiliumPodIPPool", "ciliumpodippools", reader=pod_pools.read_cilium, parts=("pools",),
-        read_by=BOTH,
+        "cilium.io", "v2", "CiliumPodIPPool", "ciliumpodippools", reader=_plain(pod_pools.read_cilium),
+        parts=("pools",), read_by=BOTH,
     ),
     Kind(
         "k8s.ovn.org", "v1", "EgressIP", "egressips",

@@ -4,13 +4,15 @@ line.
     cni.projectcalico.org/ipAddrs      a JSON list of addresses, one of a family
     ovn.kubernetes.io/ip_address       an address, or one of each family with a comma between
     ovn.kubernetes.io/ip_pool          addresses with commas between, of both families "V4,V6;V4,V6": a pod of a
-                                       StatefulSet takes the one of its ordinal, any other pod a free one
+                                       StatefulSet takes the one of its ordinal, any other pod a free one; or names of
+                                       pools, of which any pod takes a free one
     ipam.antrea.io/pod-ips             addresses with commas between, one of a family
     ipam.antrea.io/ippools             names of pools, one of a family, of which the pod takes a free address
     ipam.cilium.io/ip-pool             the name of a pool, likewise; ipv4-pool and ipv6-pool name one for a family
     cni.projectcalico.org/ipv4pools    a JSON list of names of pools or of CIDRs, likewise; or ipv6pools
 
-Those that name pools count on the pod's namespace as well, where the pod itself has none of any maker.
+Those that name pools count on the pod's namespace as well, where the pod itself has none of any maker. A pod without
+any has an address of the pools that select it.
 A pod of a StatefulSet keeps what it has without any of them.
 """
 
@@ -25,7 +27,7 @@ from ipaddress import ip_network
 from ipam.pod_addresses import IPAddress, IPNetwork, Wish
 from routerd.formats.document import parse_address, parse_network
 from routerd.formats.jsontext import parse_json
-from routerd.model import AddressPool, Labels, Pod, PodPool
+from routerd.model import NAMESPACE_LABEL, NAMESPACE_NAME_LABEL, AddressPool, Labels, Namespace, Pod, PodPool
 
 STATEFUL_LABEL = "statefulset.kubernetes.io/pod-name"  # on each pod of a StatefulSet
 CALICO = "cni.projectcalico.org/ipAddrs"
@@ -34,28 +36,44 @@ ANTREA, ANTREA_POOLS = "ipam.antrea.io/pod-ips", "ipam.antrea.io/ippools"
 CILIUM = "ipam.cilium.io/ip-pool"
 CILIUM_OF = {4: "ipam.cilium.io/ipv4-pool", 6: "ipam.cilium.io/ipv6-pool"}
 CALICO_POOLS = {4: "cni.projectcalico.org/ipv4pools", 6: "cni.projectcalico.org/ipv6pools"}
-CHOICES = frozenset({CILIUM, *CILIUM_OF.values(), *CALICO_POOLS.values()})  # of pools, which hold no address
-OF_NAMESPACES = CHOICES | {ANTREA_POOLS}
+OF_NAMESPACES = frozenset({CILIUM, *CILIUM_OF.values(), *CALICO_POOLS.values(), ANTREA_POOLS})
+SHARED = OF_NAMESPACES | {KUBE_OVN_POOL}  # of a namespace's annotations, those that count for its pods
 _ORDINAL = re.compile(r"-(0|[1-9][0-9]{0,8})$")
 
 Pools = Mapping[str, AddressPool | PodPool]
 
 
-def wish_of(pod: Pod, pools: Pools, of_namespace: Labels | None = None) -> Wish | str:
-    """`of_namespace`: its annotations. What is wrong with an annotation is told with its name."""
+def wish_of(
+    pod: Pod, pools: Pools, namespace: Namespace | None = None, selecting: Iterable[PodPool] = ()
+) -> Wish | str:
+    """`selecting`: pools that may select it. What is wrong with an annotation is told with its name."""
     if not asks(pod):
-        shared = {key: text for key, text in (of_namespace or {}).items() if key in OF_NAMESPACES}
-        pod = replace(pod, annotations=shared)
+        of_namespace: Labels = namespace.annotations if namespace is not None else {}
+        pod = replace(pod, annotations={key: text for key, text in of_namespace.items() if key in SHARED})
     given = [key for key in _READERS if key in pod.annotations]
     exact = [key for key in given if key not in OF_NAMESPACES]
     if len(exact) > 1:
         return f"annotations {' and '.join(exact)} ask for addresses: leave one of them"
     key = (*exact, *given, "")[0]
     try:
-        wish = _READERS[key](pod, pools) if key else Wish()
+        wish = _READERS[key](pod, pools) if key else Wish(among=_selected(pod, namespace, selecting))
     except ValueError as error:
         return f"annotation {key}: {error}"
-    return Wish(wish.exact, wish.among, keeps=(bool(key) and key not in CHOICES) or is_stateful(pod))
+    return Wish(wish.exact, wish.among, keeps=bool(wish.exact) or is_stateful(pod))  # others of a list have other names
+
+
+def _selected(pod: Pod, namespace: Namespace | None, pools: Iterable[PodPool]) -> tuple[IPNetwork, ...]:
+    """Networks of the pools that select a pod."""
+    labels: Labels = namespace.labels if namespace is not None else {NAMESPACE_NAME_LABEL: pod.namespace}
+    return tuple(each for pool in pools if _selects(pool, pod, labels) for each in pool.networks)
+
+
+def _selects(pool: PodPool, pod: Pod, of_namespace: Labels) -> bool:
+    if pool.disabled or (pool.for_pods is None and pool.for_namespaces is None):
+        return False
+    labels = {**pod.labels, NAMESPACE_LABEL: pod.namespace}
+    is_pod = pool.for_pods is None or pool.for_pods.matches(labels)
+    return is_pod and (pool.for_namespaces is None or pool.for_namespaces.matches(of_namespace))
 
 
 def asked_for(wish: Wish | str) -> Iterable[IPAddress]:
@@ -144,6 +162,8 @@ def _kube_ovn(pod: Pod, pools: Pools) -> Wish:
 
 def _kube_ovn_pool(pod: Pod, pools: Pools) -> Wish:
     text = pod.annotations[KUBE_OVN_POOL]
+    if not any(parse_address(word.strip()) for word in re.split("[,;]", text)):
+        return Wish(among=tuple(each for name in _words(text) for each in _named(name, pools)))
     choices = [_one_of_each(_words(part)) for part in text.split(";")] if ";" in text else []
     choices = choices or [(_address(word),) for word in _words(text)]
     if not is_stateful(pod):

@@ -38,7 +38,7 @@ from routerd.clock import Clock, jumps
 from routerd.errors import InputError, StoreError
 from routerd.log import event
 from routerd.memo import Derived, Last
-from routerd.model import AddressPool, BlockReport, IPAddress, IPNetwork, Labels, Node, Pod, PodPool, Snapshot
+from routerd.model import AddressPool, BlockReport, IPAddress, IPNetwork, Node, Pod, PodPool, Snapshot
 from routerd.node.attached import is_of
 from routerd.store.embedded.disk import read_text, write_atomically
 
@@ -216,7 +216,11 @@ class PodAddressDesk:
         """Raises Refused."""
         snapshot = self.snapshot()
         pod = (snapshot.pods or {}).get(owner.pod)
-        wish = wish_of(pod, _pools(snapshot), _of_namespace(pod, snapshot)) if pod is not None else ANY
+        if pod is None:
+            return ANY
+        namespace = (snapshot.namespaces or {}).get(pod.namespace)
+        selecting = snapshot.pod_pools.values() if self.of_pools else ()
+        wish = wish_of(pod, _pools(snapshot), namespace, selecting)
         if isinstance(wish, str):
             raise Refused(TRY_AGAIN, wish)
         return wish
@@ -414,8 +418,3 @@ def _asked(
 
 def _pools(snapshot: Snapshot) -> Pools:
     return {**(snapshot.pools or {}), **snapshot.pod_pools}
-
-
-def _of_namespace(pod: Pod, snapshot: Snapshot) -> Labels:
-    found = (snapshot.namespaces or {}).get(pod.namespace)
-    return found.annotations if found is not None else {}

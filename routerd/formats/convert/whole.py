@@ -238,6 +238,8 @@ def _as_configuration(pool: PodPool) -> str:
     """A pool of pods is no object of ours."""
     cidrs = ", ".join(f"{{cidr: {each.network}, node-prefix: {each.node_prefix}}}" for each in pool.cidrs)
     said = f"as configuration it is pod-cidrs: [{cidrs}]" if cidrs else "nodes have no blocks of it"
+    if cidrs and (pool.for_pods, pool.for_namespaces) != (None, None):
+        said += ", which selects no pods"
     return f"{pool.origin}: pool {pool.name} is for pods, and read as it is; {said}"
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 from ipam.ranges import networks_without
 from routerd.formats.document import Section, Value
-from routerd.formats.meta import Meta, read_meta
+from routerd.formats.meta import read_meta, selector_at
 from routerd.formats.native import check_block, range_networks
-from routerd.model import ClusterCIDR, IPNetwork, PodPool, Refusal
-from routerd.refs import Ref
+from routerd.model import ClusterCIDR, IPNetwork, PodPool
 
 MOST_BLOCK_BITS = 16  # of one CIDR: 65,536 blocks, as Kubernetes has it
 DEFAULT = "default"  # Cilium's pool of nodes and pods that name none
@@ -20,11 +19,9 @@ def cluster_cidr(network: IPNetwork, prefix: int) -> ClusterCIDR:
     return ClusterCIDR(network, max(network.prefixlen, min(prefix, network.prefixlen + MOST_BLOCK_BITS)))
 
 
-def read_cilium(value: Value) -> tuple[PodPool | None, tuple[Refusal, ...]]:
+def read_cilium(value: Value) -> PodPool:
     """Nodes have blocks of `default` and of those that they name. Raises InputError."""
     meta, spec = read_meta(value), value.section.require("spec").section
-    if refused := _selecting(meta, spec):
-        return None, (refused,)
     cidrs: list[ClusterCIDR] = []
     reserved: list[IPNetwork] = []
     for version in (4, 6):
@@ -35,23 +32,16 @@ def read_cilium(value: Value) -> tuple[PodPool | None, tuple[Refusal, ...]]:
                 reserved += _reserved(place.section, one.network)
     if not cidrs:
         raise spec.value.error("expected ipv4 or ipv6 with CIDRs")
-    pool = PodPool(
+    return PodPool(
         meta.name,
         networks_without((each.network for each in cidrs), reserved),
         tuple(cidrs),
         tuple(reserved),
         asked_only=meta.name != DEFAULT,
+        for_pods=selector_at(spec, "podSelector", strict=False),
+        for_namespaces=selector_at(spec, "namespaceSelector", strict=False),
         origin=meta.origin,
     )
-    return pool, ()
-
-
-def _selecting(meta: Meta, spec: Section) -> Refusal | None:
-    place = spec.get("podSelector") or spec.get("namespaceSelector")
-    if place is None:
-        return None
-    message = str(place.error("a pool that selects pods is not supported, name it by annotation; the pool is not used"))
-    return Refusal(Ref(meta.kind, name=meta.name), "PodSelectorNotSupported", message)
 
 
 def _family(spec: Section, version: int) -> Iterator[tuple[Value, ClusterCIDR]]:

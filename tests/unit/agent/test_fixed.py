@@ -16,7 +16,7 @@ from ipam.pod_addresses import Wish
 from ipam.pool import COOLDOWN
 from routerd.agent.plugins.fixed import STATEFUL_LABEL, closed, wish_of
 from routerd.agent.plugins.pod_addresses import LOOK, PodAddressDesk
-from routerd.model import AddressPool, ClusterCIDR, Namespace, Pod, PodPool
+from routerd.model import AddressPool, ClusterCIDR, LabelSelector, Namespace, Pod, PodPool
 from tests.models import cluster
 from tests.models.ipam_runtime import address, ask
 from tests.models.virtual_time import elapse, in_virtual_time, now
@@ -162,6 +162,17 @@ def test_a_stateful_set_keeps_its_addresses_without_asking(tmp_path: Path) -> No
     story(test, tmp_path)
 
 
+def test_an_address_of_a_list_is_the_next_pod_s_as_pods_of_a_deployment_come_with_other_names(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        first, second, third = (pod(f"web-{name}", of("kube-ovn-pool")) for name in ("x", "y", "z"))
+        assert [await world.start(each) for each in (first, second)] == ["192.168.100.201", "192.168.100.202"]
+        await world.end(first)
+        await world.pass_time(COOLDOWN)
+        assert await world.start(third) == "192.168.100.201"
+
+    story(test, tmp_path)
+
+
 def test_a_pod_that_is_on_another_node_now_leaves_its_address(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         db = pod("db-0", stateful=True)
@@ -212,7 +223,8 @@ def test_pools_are_waited_for(tmp_path: Path) -> None:
         ({"ovn.kubernetes.io/ip_address": ""}, "expected words with commas between"),
         ({"ovn.kubernetes.io/ip_address": "192.0.2.0/24"}, "found '192.0.2.0/24', expected an address"),
         ({"ovn.kubernetes.io/ip_address": "fd00::1%1"}, "found 'fd00::1%1', expected an address"),
-        ({"ovn.kubernetes.io/ip_pool": "pool-1"}, "found 'pool-1', expected an address"),
+        ({"ovn.kubernetes.io/ip_pool": "pool-1"}, "no pool pool-1 is known"),
+        ({"ovn.kubernetes.io/ip_pool": "pool-1,192.0.2.1"}, "found 'pool-1', expected an address"),
         ({"ipam.antrea.io/ippools": "none"}, "no pool none is known"),
         ({"ipam.antrea.io/ippools": "pod-ip-pool1", "ipam.antrea.io/pod-ips": "192.0.2.1"}, "is not in pod-ip-pool1"),
         (
@@ -279,6 +291,50 @@ def test_pools_of_another_cni_shut_no_blocks(tmp_path: Path) -> None:
         assert await world.start(pod("second")) == "no address of 10.8.0.64/26, 10.9.0.0/26 is free"
 
     story(test, tmp_path)
+
+
+def test_a_pod_that_names_no_pool_gets_an_address_of_those_that_select_it(tmp_path: Path) -> None:
+    database, shop = LabelSelector((("app", "db"),)), LabelSelector((("team", "shop"),))
+    gold = replace(POOLS["gold"], for_pods=database, for_namespaces=shop)
+
+    async def test(world: World) -> None:
+        world.blocks, world.pod_pools = HERE, {**POOLS, "gold": gold}
+        world.namespaces = {"default": Namespace("default", {"team": "shop"})}
+        db, web = replace(pod("db"), labels={"app": "db"}), replace(pod("web"), labels={"app": "web"})
+        named = replace(pod("named", {"ipam.cilium.io/ip-pool": "plain"}), labels={"app": "db"})
+        assert await world.start(db) == "10.8.0.66/26"
+        assert [await world.start(each) for each in (web, named)] == ["10.9.0.2/26", "10.9.0.3/26"]
+        world.namespaces = {"default": Namespace("default")}
+        assert await world.start(replace(db, name="db-2")) == "10.9.0.4/26"
+        world.blocks, world.namespaces = HERE[1:], {"default": Namespace("default", {"team": "shop"})}
+        assert "10.8.0.0/24" in await world.start(replace(db, name="db-3")), "none of another pool"
+        world.of_pools = False
+        world.restart()
+        assert await world.start(replace(db, name="db-4")) == "10.9.0.5/26"
+
+    story(test, tmp_path)
+
+
+def test_pools_that_select_with_one_part_and_those_that_are_drained() -> None:
+    db = replace(pod("db"), labels={"app": "db"})
+    here = LabelSelector((("kubernetes.io/metadata.name", "default"),))
+    of = replace(POOLS["gold"], for_namespaces=here)
+    pseudo = replace(POOLS["plain"], for_pods=LabelSelector((("io.kubernetes.pod.namespace", "default"),)))
+    assert wish_of(db, {}, None, [of, pseudo]) == Wish(among=(GOLD, PLAIN)), "of any of them"
+    assert wish_of(db, {}, None, [replace(of, disabled=True), POOLS["plain"]]) == Wish()
+    assert wish_of(db, {}, Namespace("default", {"team": "x"}), [of]) == Wish()
+
+
+def test_kube_ovn_s_pools_are_named_by_pods_and_by_their_namespace() -> None:
+    named = {"ovn.kubernetes.io/ip_pool": "gold, plain"}
+    either = Wish(among=(GOLD, PLAIN))
+    assert wish_of(pod("web", named), POOLS) == either
+    assert wish_of(pod("web"), POOLS, Namespace("default", annotations=named)) == either
+    assert wish_of(pod("db-1", named, stateful=True), POOLS) == replace(either, keeps=True), "a pool has no ordinals"
+    own = {"ovn.kubernetes.io/ip_address": "10.8.0.9"}
+    assert wish_of(pod("web", own), POOLS, Namespace("default", annotations=named)) == Wish(
+        (ip_address("10.8.0.9"),), keeps=True
+    )
 
 
 def test_a_pool_s_address_is_not_kept_for_the_name_of_a_pod(tmp_path: Path) -> None:

@@ -420,6 +420,8 @@ def test_pools_of_pods_are_told_as_configuration_and_those_of_services_printed()
             + head % ("vips", "192.0.2.0/24", ", allowedUses: [LoadBalancer], disableBGPExport: true"),
             "b.yaml": "apiVersion: crd.antrea.io/v1beta1\nkind: IPPool\nmetadata: {name: some}\n"
             "spec: {ipRanges: [{cidr: 10.0.0.0/24}]}\n",
+            "c.yaml": "apiVersion: cilium.io/v2\nkind: CiliumPodIPPool\nmetadata: {name: db}\n"
+            "spec: {podSelector: {}, ipv4: {maskSize: 26, cidrs: [{cidr: 10.9.0.0/16}]}}\n",
         }
     )
     assert found.errors == ()
@@ -427,6 +429,8 @@ def test_pools_of_pods_are_told_as_configuration_and_those_of_services_printed()
         "a.yaml:1: pool pods is for pods, and read as it is; as configuration it is "
         "pod-cidrs: [{cidr: 10.244.0.0/16, node-prefix: 26}]",
         "b.yaml:1: pool some is for pods, and read as it is; nodes have no blocks of it",
+        "c.yaml:1: pool db is for pods, and read as it is; as configuration it is "
+        "pod-cidrs: [{cidr: 10.9.0.0/16, node-prefix: 26}], which selects no pods",
     )
     assert [(each["kind"], each["spec"]) for each in yaml.safe_load_all(found.text)] == [
         ("AddressPool", {"blocks": ["192.0.2.0/24"], "protocol": "layer2"})

@@ -115,11 +115,18 @@ def test_cilium_s_pool_has_a_mask_for_each_family_and_reserves_ranges() -> None:
 OLD = "{ipv4: {maskSize: 26, cidrs: [10.244.0.0/16]}}"
 
 
-def test_cilium_s_older_version_has_plain_cidrs_and_selecting_pools_are_refused() -> None:
+def test_cilium_s_older_version_has_plain_cidrs() -> None:
     assert of_pods(CILIUM + OLD).cidrs == (ClusterCIDR(V4, 26),)
-    assert refusal(CILIUM + OLD.replace("{ipv4", "{podSelector: {}, ipv4")).startswith(
-        "CiliumPodIPPool/p PodSelectorNotSupported: "
-    )
+
+
+def test_cilium_s_pool_selects_pods_and_namespaces() -> None:
+    plain = of_pods(CILIUM + OLD)
+    assert (plain.for_pods, plain.for_namespaces) == (None, None)
+    selecting = "{podSelector: {matchLabels: {app: db}}, namespaceSelector: {}, ipv4"
+    pool = of_pods(CILIUM + OLD.replace("{ipv4", selecting))
+    assert (pool.for_pods, pool.for_namespaces) == (LabelSelector((("app", "db"),)), LabelSelector())
+    with pytest.raises(InputError, match="operator"):
+        read(CILIUM + OLD.replace("{ipv4", "{podSelector: {matchExpressions: [{key: a, operator: Near}]}, ipv4"))
 
 
 def test_antrea_s_pool_says_who_may_have_what_and_gives_nodes_nothing() -> None:
