@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
@@ -14,7 +15,7 @@ from routerd.formats.kinds import BY_NAME, KINDS, NAMES, OURS, Kind, Object, pol
 from routerd.formats.legacy_bgp import Dialect, parse
 from routerd.formats.meta import ROUTERD, read_meta
 from routerd.formats.resembling import kind_meant, unread_configuration
-from routerd.model import Origin, Refusal
+from routerd.model import EgressPolicy, Origin, Refusal
 from routerd.refs import Ref
 
 
@@ -53,6 +54,31 @@ class Loaded:
     is_silent: bool = False  # a file without any document
     mistakes: tuple[Mistake, ...] = ()
 
+    @property
+    def nothing(self) -> tuple[Ref, ...]:
+        """Documents of which no object was made, for whatever reason, as far as they say whose they are."""
+        return (*self.unread, *(wrong.ref for wrong in self.mistakes))
+
+
+def unique(entries: Iterable[Entry]) -> tuple[list[Entry], list[Refusal]]:
+    """Of each object the first entry, and a refusal for each further one. A policy that is refused comes last."""
+    first: dict[Ref, Entry] = {}
+    refusals = []
+    for entry in sorted(entries, key=_is_refused):
+        other = first.setdefault(entry.ref, entry)
+        if other is not entry:
+            refusals.append(already_defined(entry, other.origin))
+    return list(first.values()), refusals
+
+
+def already_defined(entry: Entry, other: Origin) -> Refusal:
+    message = f"{entry.origin}: {entry.ref} is already defined at {other}; this one is not used"
+    return Refusal(entry.ref, "Duplicate", message)
+
+
+def _is_refused(entry: Entry) -> bool:
+    return isinstance(entry.object, EgressPolicy) and entry.object.refused
+
 
 def read_file(text: str, file: str = "") -> Loaded:
     """Each object of a file; one that is wrong is a mistake; the rest goes on. Raises InputError if all is no YAML."""
@@ -65,7 +91,7 @@ def read_file(text: str, file: str = "") -> Loaded:
         pieces = _pieces(text)
         if len(pieces) == 1:
             raise
-    return _joined([_read_piece(piece, replace(source, line=line)) for line, piece in pieces])
+    return _joined([read_piece(piece, replace(source, line=line)) for line, piece in pieces])
 
 
 def _read_text(text: str, source: Source) -> Loaded:
@@ -86,8 +112,8 @@ _MARKER = re.compile(r"^---(?=\s)", re.MULTILINE)
 _KIND = re.compile(r"^kind:[ \t]*[\"']?(\w+)", re.MULTILINE)
 
 
-def _read_piece(text: str, source: Source) -> Loaded:
-    """A document that is no YAML may be of any object of its kind, of any object where not even that can be seen."""
+def read_piece(text: str, source: Source) -> Loaded:
+    """One document of a file that may be no YAML: then it may be of any object of its kind, or of any kind."""
     try:
         return _read_text(text, source)
     except (InputError, ValueError) as error:
@@ -246,5 +272,6 @@ def bgp_text(value: Value) -> tuple[Value, Dialect] | None:
 
 
 __all__ = [
-    "Entry", "InputError", "Loaded", "Mistake", "Object", "bgp_text", "identity", "read_file", "read_object",
+    "Entry", "InputError", "Loaded", "Mistake", "Object", "already_defined", "bgp_text", "identity", "read_file",
+    "read_object", "read_piece", "unique",
 ]  # fmt: skip

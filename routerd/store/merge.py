@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from routerd.formats.foreign.kube_ovn import completed, known
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import Asked, with_asked, with_destinations, with_gateways
-from routerd.formats.foreign.together import ADVERTISEMENT, together
+from routerd.formats.foreign.together import together
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.legacy_bgp.peers import without_place
-from routerd.formats.objects import Entry, Loaded
+from routerd.formats.objects import Entry, Loaded, unique
 from routerd.memo import PerObject, Renewed, by_identity, differing
 from routerd.model import (
     AddressPool,
@@ -35,7 +35,7 @@ from routerd.model import (
 )
 from routerd.refs import Ref
 from routerd.store.backends import with_backends
-from routerd.store.closed import is_policy, unreadable
+from routerd.store.closed import unreadable
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ def merge(
     Policies are not known while one that is in force cannot be read.
     """
     files = tuple(files)
-    entries, duplicates = _unique(entry for file in files for entry in file.entries)
+    entries, duplicates = unique(entry for file in files for entry in file.entries)
     misplaced = [_misplaced(entry) for entry in entries if isinstance(entry.object, Allocations | NodeReport)]
     pools = _Pools()
     for written, pool in _all_pools(entries):
@@ -108,7 +108,7 @@ def merge(
     joined = together(
         (entry.object for entry in entries),
         pools.by_name,
-        unread=any(_is_unread(file, ADVERTISEMENT) for file in files),
+        nothing=[ref for file in files for ref in file.nothing],
     )
     saying = tuple(pool for pool in pools.by_name.values() if pool.gateways is not None)
     named = known(entry.object for entry in entries)
@@ -246,22 +246,6 @@ def _split(file: Loaded) -> _Split:
         count += 1
     is_unique = sum(map(len, found.values())) == count
     return _Split(replace(file, entries=tuple(few)), found if is_unique else None)
-
-
-def _unique(entries: Iterable[Entry]) -> tuple[list[Entry], list[Refusal]]:
-    first: dict[Ref, Entry] = {}
-    refusals = []
-    for entry in sorted(entries, key=lambda entry: is_policy(entry, refused=True)):  # a good one comes first
-        other = first.setdefault(entry.ref, entry)
-        if other is not entry:
-            message = f"{entry.origin}: {entry.ref} is already defined at {other.origin}; this one is not used"
-            refusals.append(Refusal(entry.ref, "Duplicate", message))
-    return list(first.values()), refusals
-
-
-def _is_unread(file: Loaded, kind: str) -> bool:
-    """Whether an object of the kind, as far as that can be seen, says something that is not read."""
-    return any(each.kind == kind for each in (*file.unread, *(wrong.ref for wrong in file.mistakes)))
 
 
 def _misplaced(entry: Entry) -> Refusal:

@@ -24,11 +24,20 @@ from routerd.formats.foreign.cilium.peering import PeeringPolicy
 from routerd.formats.foreign.kube_ovn import NamedAddress, Subnet, completed, known
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import to_everywhere, with_destinations
-from routerd.formats.foreign.together import ADVERTISEMENT, together
+from routerd.formats.foreign.together import together
 from routerd.formats.kinds import BY_NAME, OURS, Kind, Object, Reader
 from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse_document
 from routerd.formats.meta import read_meta
-from routerd.formats.objects import Entry, Loaded, bgp_text, read_file, read_object
+from routerd.formats.objects import (
+    Entry,
+    Loaded,
+    already_defined,
+    bgp_text,
+    read_file,
+    read_object,
+    read_piece,
+    unique,
+)
 from routerd.formats.wishes import EGRESS, NOT_SUPPORTED
 from routerd.model import AddressPool, BfdProfile, CommunityNames, EgressPolicy, PodPool, PoolAdvertisement
 from routerd.refs import Ref
@@ -67,14 +76,23 @@ class _Written:
 class _Others:
     """What stands in the files and completes other objects, by name."""
 
-    def __init__(self, objects: list[Object], *, unread: bool) -> None:
-        """`unread`: there is a BGPAdvertisement that cannot be read."""
-        pools = {each.name: each for each in objects if isinstance(each, AddressPool)}
-        joined = together(objects, pools, unread=unread)
+    def __init__(self, files: list[Loaded]) -> None:
+        """Of what is there twice the first counts, as for daemons: `files` in the order of their names."""
+        entries, _ = unique(entry for file in files for entry in file.entries)
+        self.first = {entry.ref: entry.origin for entry in entries}
+        objects = [entry.object for entry in entries]
+        pools = {each.name: each for each in reversed(objects) if isinstance(each, AddressPool)}
+        joined = together(objects, pools, nothing=[ref for file in files for ref in file.nothing])
         self.pools, self.ways, self.told = joined.pools, joined.ways, joined.refusals
         self.peers = {peer.name: peer for peer in joined.peers}
         self.named = known(objects)
         self.profiles = {each.name: each for each in objects if isinstance(each, BfdProfile)}
+
+    def refused(self, loaded: Loaded) -> tuple[str, ...]:
+        """Why an object is not the one of its name that counts, if it is not, and what else is wrong with it."""
+        entries = [each for each in loaded.entries if self.first.get(each.ref, each.origin) != each.origin]
+        twice = tuple(already_defined(each, self.first[each.ref]).message for each in entries)
+        return (*twice, *(each.message for each in loaded.refusals)) if twice else ()
 
     def whole(self, found: AddressPool | EgressPolicy) -> AddressPool | EgressPolicy:
         """As it is with all that others say of it."""
@@ -86,9 +104,7 @@ class _Others:
 
 def convert(texts: Mapping[str, str]) -> Converted:
     """Texts by file name."""
-    files = [_loaded(file, text) for file, text in texts.items()]
-    unread = any(each.ref.kind == ADVERTISEMENT for file in files for each in file.mistakes)
-    others = _Others([entry.object for file in files for entry in file.entries], unread=unread)
+    others = _Others([_loaded(file, text) for file, text in sorted(texts.items())])
     found = _unique(each for file, text in sorted(texts.items()) for each in _of_file(file, text, others))
     return Converted(
         "".join(each.text for each in found),
@@ -101,7 +117,7 @@ def _loaded(file: str, text: str) -> Loaded:
     try:
         return read_file(text, file)
     except InputError:
-        return Loaded()
+        return read_piece(text, Source(file))
 
 
 def _unique(found: Iterator[tuple[str, _Written]]) -> list[_Written]:
@@ -159,7 +175,9 @@ def _of_object(value: Value, lines: list[str], others: _Others) -> Iterator[tupl
     if kind is not None and not kind.custom:
         return
     loaded = read_object(value)
-    if not loaded.ignored:
+    if twice := others.refused(loaded):
+        yield "", _Written(str(value.origin), errors=twice)
+    elif not loaded.ignored:
         yield from _of_loaded(value, kind, loaded, others)
 
 
@@ -291,6 +309,9 @@ def _of_config_map(value: Value, lines: list[str], others: _Others) -> Iterator[
     about = f"{value.origin}: ConfigMap"
     if given is None:
         yield "", _Written(about, errors=told)
+        return
+    if twice := others.refused(loaded):
+        yield "", _Written(about, errors=twice)
         return
     text, dialect = given
     config = loaded.entries[0].object

@@ -12,6 +12,7 @@ from routerd.formats.foreign.calico.filters import Filter
 from routerd.formats.foreign.cilium import bgp as cilium_bgp
 from routerd.formats.foreign.cilium.peering import PeeringPolicy
 from routerd.model import AddressPool, Advertisement, CommunityNames, Peer, PoolAdvertisement, Refusal
+from routerd.refs import Ref
 
 T = TypeVar("T")
 ADVERTISEMENT = metallb_advertisements.KIND  # one of these that cannot be read announces nothing, and opens nothing
@@ -27,9 +28,10 @@ class Together:
     refusals: tuple[Refusal, ...]
 
 
-def together(objects: Iterable[object], pools: Mapping[str, AddressPool], *, unread: bool) -> Together:
-    """`unread`: there is an `ADVERTISEMENT` that cannot be read."""
-    objects = tuple(objects)
+def together(objects: Iterable[object], pools: Mapping[str, AddressPool], *, nothing: Iterable[Ref]) -> Together:
+    """`nothing`: documents of which no object was made, as far as they say whose they are."""
+    objects, nothing = tuple(objects), tuple(nothing)
+    unread = any(each.kind == ADVERTISEMENT for each in nothing)
     announced = metallb_advertisements.advertised(
         pools, _of(objects, PoolAdvertisement), _of(objects, CommunityNames), unread=unread
     )
@@ -40,7 +42,10 @@ def together(objects: Iterable[object], pools: Mapping[str, AddressPool], *, unr
         _of(objects, cilium_bgp.NodeOverride),
     )
     calicos = calico_bgp.joined(
-        _of(objects, calico_bgp.Configuration), _of(objects, calico_bgp.FilteredPeer), _of(objects, Filter)
+        _of(objects, calico_bgp.Configuration),
+        _of(objects, calico_bgp.FilteredPeer),
+        _of(objects, Filter),
+        unread=any(map(calico_bgp.is_default, nothing)),
     )
     policies = _of(objects, PeeringPolicy)
     ways = (*theirs.ways, *(way for policy in policies for way in policy.ways))

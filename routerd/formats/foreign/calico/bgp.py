@@ -18,12 +18,13 @@ from routerd.formats.legacy_bgp.decode import as_number
 from routerd.formats.legacy_bgp.golang import parse_duration, whole_seconds
 from routerd.formats.legacy_bgp.structure import MAX_HOPS
 from routerd.formats.legacy_bgp.times import MAX_RESTART_TIME
-from routerd.formats.meta import Meta, read_meta
+from routerd.formats.meta import ENVELOPE, Meta, read_meta
 from routerd.formats.native import read_community
 from routerd.model import Bfd, ExportRule, Gets, IPAddress, IPNetwork, Peer, Refusal
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector, Requirement
 
+CONFIGURATION = "BGPConfiguration"
 DEFAULT = "default"  # the configuration of all nodes; others are of one node, "node.NAME"
 AS_NUMBER = 64512  # of nodes, where nothing is said
 HOSTNAME = "kubernetes.io/hostname"  # the label of a node by which `node` knows it
@@ -51,24 +52,35 @@ class FilteredPeer:
 # --- BGPConfiguration
 
 
+_SPEC = (
+    "asNumber", "bindMode", "communities", "ignoredInterfaces", "ipv4NormalRoutePriority", "ipv6NormalRoutePriority",
+    "listenPort", "localWorkloadPeeringIPV4", "localWorkloadPeeringIPV6", "logSeverityScreen", "nodeMeshMaxRestartTime",
+    "nodeMeshPassword", "nodeToNodeMeshEnabled", "prefixAdvertisements", "programClusterRoutes", "serviceClusterIPs",
+    "serviceExternalIPs", "serviceLoadBalancerAggregation", "serviceLoadBalancerIPs",
+)  # fmt: skip
+
+
 def read_configuration(value: Value) -> tuple[Configuration | None, tuple[Refusal, ...]]:
-    """Raises InputError."""
+    """A key that Calico has not may be a misspelling of `asNumber` or of communities. Raises InputError."""
     meta, spec = read_meta(value), value.section.section("spec") or Section.empty(value)
     ref = Ref(meta.kind, name=meta.name)
     if meta.name != DEFAULT:
         message = str(value.error(f"only the one of the name {DEFAULT} is read: nodes are configured alike"))
         return None, (Refusal(ref, "PeeringNotSupported", message),)
-    names = {
-        item.section.require("name").name(): read_community(item.section.require("value"))
-        for item in spec.items("communities")
-    }
+    value.section.only(*ENVELOPE)
+    spec.only(*_SPEC)
+    named = [item.section.only("name", "value") for item in spec.items("communities")]
+    names = {item.require("name").name(): read_community(item.require("value")) for item in named}
     number = spec.get("asNumber")
     found = Configuration(
         local_as=as_number(number) if number is not None else AS_NUMBER,
         vips=tuple(
-            item.section.require("cidr").network(host_bits=True) for item in spec.items("serviceLoadBalancerIPs")
+            item.section.only("cidr").require("cidr").network(host_bits=True)
+            for item in spec.items("serviceLoadBalancerIPs")
         ),
-        tags=tuple(_tag(item.section, names) for item in spec.items("prefixAdvertisements")),
+        tags=tuple(
+            _tag(item.section.only("cidr", "communities"), names) for item in spec.items("prefixAdvertisements")
+        ),
     )
     return found, tuple(_left_out(ref, spec))
 
@@ -252,12 +264,27 @@ class _Draft:
     refusals: list[Refusal] = field(default_factory=list)
 
 
-def joined(configurations: Iterable[Configuration], peers: Iterable[FilteredPeer], filters: Iterable[Filter]) -> Joined:
-    """Of several configurations the first one counts."""
-    common = next(iter(configurations), Configuration())
+def is_default(ref: Ref) -> bool:
+    """Whether it may be the configuration of all nodes."""
+    return ref.kind == CONFIGURATION and ref.name in ("", DEFAULT)
+
+
+def joined(
+    configurations: Iterable[Configuration],
+    peers: Iterable[FilteredPeer],
+    filters: Iterable[Filter],
+    *,
+    unread: bool = False,
+) -> Joined:
+    """Of several configurations the first one counts. `unread`: there is one that cannot be read."""
+    common = next(iter(configurations), None if unread else Configuration())
     by_name = {each.name: each for each in filters}
     draft = _Draft()
     for each in peers:
+        if common is None:
+            why = f"{CONFIGURATION} {DEFAULT} cannot be read: there is no session, as it might be of another AS"
+            draft.refusals.append(Refusal(each.peer.ref, "PeerConfigMissing", f"{each.peer.origin}: {why}"))
+            continue
         lacking = [name for name in each.filters if name not in by_name]
         if lacking:
             why = f"no BGPFilter {lacking[0]!r} can be used: there is no session, as it might announce too much"

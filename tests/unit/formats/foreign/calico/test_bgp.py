@@ -253,6 +253,65 @@ def test_a_filter_that_cannot_be_carried_closes_the_sessions_that_name_it(rule: 
     assert found.bgp is not None and found.bgp.peers == ()
 
 
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        CONFIGURATION + '  communities: [{name: big, value: "64513:x"}]\n',
+        CONFIGURATION.replace("asNumber", "asNumbr"),
+        CONFIGURATION + "  prefixAdvertisments: []\n",
+        CONFIGURATION + "  communities: [{name: a, values: 1:2}]\n",
+        CONFIGURATION + "  serviceLoadBalancerIPs: [{cidrs: 192.0.2.0/24}]\n",
+        CONFIGURATION + "  prefixAdvertisements: [{cidr: 10.0.0.0/8, community: [a]}]\n",
+        CONFIGURATION.replace("spec:", "specs:"),
+        CONFIGURATION + "  communities: [\n",
+    ],
+)
+def test_no_session_is_opened_while_the_configuration_cannot_be_read(configuration: str) -> None:
+    """It might be of another AS, or announce more than was meant. `convert` says the same."""
+    broken = configuration + "---\n" + PEER.replace("tor", "beside")
+    files = [read_file(text, f"{number}.yaml") for number, text in enumerate((broken, PEER))]
+    found = merge(files, allocations=None)
+    assert found.bgp is not None and found.bgp.peers == ()
+    assert [f"{each.object} {each.reason}" for each in found.refusals] == [
+        "peer/beside PeerConfigMissing",
+        "peer/tor PeerConfigMissing",
+    ]
+    assert found.refusals[1].message == (
+        "1.yaml:1: BGPConfiguration default cannot be read: there is no session, as it might be of another AS"
+    )
+    assert convert({"a.yaml": configuration, "b.yaml": PEER}).text == ""
+    converted = convert({"a.yaml": broken, "b.yaml": PEER})
+    assert converted.text == ""
+    assert converted.errors[-1] == found.refusals[1].message.replace("1.yaml", "b.yaml")
+
+
+def test_a_configuration_of_one_node_that_cannot_be_read_closes_nothing() -> None:
+    text = CONFIGURATION.replace("name: default", "name: node.gw1") + "  communities: x\n"
+    assert peer_of(PEER, text) == USUAL
+
+
+@pytest.mark.parametrize("order", [("a.yaml", "b.yaml"), ("b.yaml", "a.yaml")])
+def test_of_two_objects_of_a_name_the_first_counts_for_convert_as_for_daemons(order: tuple[str, str]) -> None:
+    """As projectcalico.org/v3 and as crd.projectcalico.org/v1: whichever file was given first."""
+    rejects = FILTER + "  exportV4: [{action: Reject}]\n---\n" + CONFIGURATION
+    accepts = rejects.replace("Reject", "Accept").replace("64513", "64514")
+    texts = {"a.yaml": rejects, "b.yaml": accepts.replace("projectcalico.org/v3", "crd.projectcalico.org/v1")}
+    texts = {name: texts[name] for name in order} | {"c.yaml": PEER + "  filters: [out]\n---\n" + PEER}
+    snapshot = merge([read_text(text, name) for name, text in sorted(texts.items())], allocations=None)
+    converted = convert(texts)
+    assert snapshot.bgp is not None
+    (peer,), (entry,) = snapshot.bgp.peers, read_text(converted.text).entries
+    assert isinstance(entry.object, LegacyConfig)
+    assert [replace(each, origin=Origin()) for each in entry.object.peers] == [replace(peer, origin=Origin())]
+    assert (peer.local_as, peer.export) == (64513, (ExportRule("reject", (ip_network("0.0.0.0/0"),)),))
+    assert list(converted.errors) == sorted(each.message for each in snapshot.refusals)
+    assert converted.errors == (
+        "b.yaml:1: BGPFilter/out is already defined at a.yaml:1; this one is not used",
+        "b.yaml:7: BGPConfiguration/default is already defined at a.yaml:7; this one is not used",
+        "c.yaml:9: BGPPeer/tor is already defined at c.yaml:1; this one is not used",
+    )
+
+
 def test_rules_of_imports_are_told() -> None:
     (line,) = told(FILTER + "  importV6: [{action: Reject}]\n  exportV6: []\n")
     assert line.startswith("BGPFilter/out AdvertisementNotSupported: 0.yaml:5:") and "native-routing.learn" in line
