@@ -12,6 +12,7 @@ from ipaddress import IPv6Address
 from typing import Literal
 
 from egress.policy import UNSUPPORTED_FAMILY
+from routerd.agent.plugins.fixed import SHARED, Pools, wish_of
 from routerd.agent.settings import settings_of
 from routerd.cluster.assign import assign
 from routerd.cluster.conflicts import NO_POOL
@@ -23,7 +24,7 @@ from routerd.node.announce import announcements
 from routerd.node.rooms.routes import direct_routes
 from routerd.node.sessions import Way, entries_here
 from routerd.operator.settings import assign_settings
-from routerd.refs import Ref, service_ref
+from routerd.refs import POD, Ref, service_ref
 
 Severity = Literal["error", "warning"]
 BETTER = frozenset({"NoGateway", "AwaitingNodeReports", "PolicyRefused", UNSUPPORTED_FAMILY})  # told by `check`
@@ -64,6 +65,7 @@ def decided(snapshot: Snapshot, config: Config) -> list[Decided]:
     if whole is None or whole.allocations is None:
         return []
     found = [*_of_operator(whole, whole.allocations), *_of_agents(whole, config), *_of_routes(whole, config)]
+    found += _of_pods(whole)
     places = _places(snapshot)
     return [Decided(severity, refusal, places.get(refusal.object, Origin())) for severity, refusal in found]
 
@@ -106,6 +108,25 @@ def _of_routes(snapshot: Snapshot, config: Config) -> Iterator[tuple[Severity, R
     return (("warning", refusal) for refusal in refused)
 
 
+def _of_pods(snapshot: Snapshot) -> Iterator[tuple[Severity, Refusal]]:
+    """Fixed addresses that `routerd-ipam` would not give; a warning, as another plugin may give addresses."""
+    first: dict[IPAddress, str] = {}
+    pools: Pools = {**(snapshot.pools or {}), **snapshot.pod_pools}
+    for pod in (snapshot.pods or {}).values():
+        namespace = (snapshot.namespaces or {}).get(pod.namespace)
+        keys = {*pod.annotations, *(namespace.annotations if namespace is not None else ())}
+        if pod.host_network or pod.finished or (not snapshot.pod_pools and not keys.isdisjoint(SHARED)):
+            continue  # pools are other files' matter
+        wish, about = wish_of(pod, pools, namespace), Ref(POD, pod.namespace, pod.name)
+        if isinstance(wish, str):
+            yield "warning", Refusal(about, "AddressNotGiven", wish)
+            continue
+        for address in wish.exact:
+            if (owner := first.setdefault(address, pod.key)) != pod.key:
+                message = f"{address} is asked for by Pod {owner}, too: whichever starts first has it"
+                yield "warning", Refusal(about, "AddressNotGiven", message)
+
+
 def likely_sources(snapshot: Snapshot, node: Node) -> dict[Way, IPAddress | None]:
     """The local address of each session of a node that is not this machine, from its Node object."""
     peers = entries_here(snapshot.bgp.peers, node) if snapshot.bgp else {}
@@ -128,4 +149,5 @@ def _places(snapshot: Snapshot) -> Mapping[Ref, Origin]:
     named = ((each.ref, each.origin) for mapping in things for each in mapping.values())
     peers = ((peer.ref, peer.origin) for peer in (snapshot.bgp.peers if snapshot.bgp else ()))
     asked = places_of_asks((snapshot.pods or {}).values(), (snapshot.namespaces or {}).values())
-    return {**dict(pools), **dict(named), **dict(peers), **asked}
+    pods = {Ref(POD, each.namespace, each.name): each.origin for each in (snapshot.pods or {}).values()}
+    return {**dict(pools), **dict(named), **dict(peers), **asked, **pods}

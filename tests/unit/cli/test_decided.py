@@ -154,6 +154,40 @@ def test_pools_of_annotations_are_other_files_matter_until_there_is_one() -> Non
     ]
 
 
+FIXED = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, annotations: {%s}}
+---
+"""
+POD_POOL = """\
+apiVersion: kubeovn.io/v1
+kind: IPPool
+metadata: {name: gold}
+spec: {subnet: s, ips: [192.0.2.0/28]}
+---
+"""
+
+
+def test_fixed_addresses_that_no_pod_would_get() -> None:
+    calico, kube_ovn = "cni.projectcalico.org/ipAddrs: %s", "ovn.kubernetes.io/ip_address: 192.0.2.1"
+    wrong = FIXED % ("a", calico % "192.0.2.1")
+    same = FIXED % ("b", calico % "'[\"192.0.2.1\"]'") + FIXED % ("c", kube_ovn)
+    assert [str(each) for each in check_texts({"a.yaml": wrong + same})] == [
+        "warning: a.yaml:1: pod/default/a: annotation cni.projectcalico.org/ipAddrs: expected a JSON list of "
+        'addresses, ["192.0.2.1"]',
+        "warning: a.yaml:9: pod/default/c: 192.0.2.1 is asked for by Pod default/b, too: whichever starts first has it",
+    ]
+
+
+def test_pools_that_pods_name_are_other_files_matter_until_there_is_one() -> None:
+    named, lost = (FIXED % ("a", f"ovn.kubernetes.io/ip_pool: {name}") for name in ("gold", "silver"))
+    assert check_texts({"a.yaml": named}) == check_texts({"a.yaml": named + POD_POOL}) == []
+    assert [str(each) for each in check_texts({"a.yaml": lost + POD_POOL})] == [
+        "warning: a.yaml:1: pod/default/a: annotation ovn.kubernetes.io/ip_pool: no pool silver is known"
+    ]
+
+
 def test_a_peer_of_a_family_that_nodes_do_not_have() -> None:
     (told,) = found(peer="{peer-address: '2001:db8::1', peer-asn: 64999, my-asn: 64513}")
     assert told.startswith("warning: a.yaml:20: peer/2001:db8::1: n1 has no route to 2001:db8::1")
