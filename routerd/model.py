@@ -63,7 +63,8 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
     {
         "AdvertisementNotSupported", "AgentAbsent", "AwaitingNodeReports", "BandwidthNotLimited", "BFDDown",
         "BFDNotSupported",
-        "ConflictingAnnotations", "EgressByAnnotation", "FamilyNotNegotiated", "ForwardingOff", "GatewayNotUsed",
+        "ConflictingAnnotations", "EgressAnnotationUnused", "EgressByAnnotation", "FamilyNotNegotiated",
+        "ForwardingOff", "GatewayNotUsed",
         "GatewaysUnwatched", "HoldTimeTooLong", "KeyNotUsed", "MaxPodsTooHigh",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoDevice", "NoEndpoints", "NumberMisread",
         "PeeringNotSupported", "PodNearShare", "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster",
@@ -423,6 +424,7 @@ class AddressPool:
     advertisements: tuple[Advertisement, ...] = (Advertisement(),)
     services: tuple[ServiceSelection, ...] | None = None  # which may have addresses of it (OR); None = every one
     gateways: LabelSelector | None = None  # of policies that leave with its addresses and do not say
+    egress_annotations: bool = False  # pods and namespaces may ask for its addresses by EIP and SNAT
     labels: Labels | None = None  # of a reader: PoolAdvertisements take it by these (`routerd.store.merge`)
     ranges: tuple[tuple[IPNetwork, ...], ...] = ()  # of a reader, with `labels`: blocks that were written as one
     origin: Origin = Origin()

@@ -25,6 +25,7 @@ from routerd.formats.closed import FailClosed
 from routerd.formats.compose import documents, first_document, inner_source
 from routerd.formats.core import ClaimedDevices, expand_lists
 from routerd.formats.document import Source, Value
+from routerd.formats.foreign.policies import UNUSED
 from routerd.formats.kinds import BY_NAME, OURS
 from routerd.formats.legacy_bgp import Dialect, as_json, parse_document
 from routerd.formats.objects import Loaded, bgp_text, read_object
@@ -147,7 +148,8 @@ def check_texts(texts: Mapping[str, str], there: Surroundings = NOBODY, networkd
                 loaded.append(part)
     snapshot = merge(loaded, allocations=None, service_cidrs=config.service_cidrs)
     taken = {entry.ref for part in loaded for entry in part.entries if not is_policy(entry, refused=True)}
-    findings += [_of_refusal(refusal, taken) for refusal in snapshot.refusals]
+    elsewhere = set() if snapshot.pools else {UNUSED}  # pools are other files' matter
+    findings += [_of_refusal(each, taken) for each in snapshot.refusals if each.reason not in elsewhere]
     findings += cross_check(snapshot) + _check_pods(snapshot, config) + _decided(snapshot, config)
     findings += _check_selected(snapshot, loaded)
     findings += _routeless(snapshot, config, configured)

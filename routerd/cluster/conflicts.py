@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from routerd.claims import TAKEN, Hosts, claims
-from routerd.formats.foreign.policies import of_kind, policy_of_ask, with_gateways
+from routerd.formats.foreign.policies import of_kind, open_to_annotations, policy_of_ask, with_gateways
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     AddressPool,
@@ -114,7 +114,8 @@ def with_asks(snapshot: Snapshot, reports: Mapping[str, NodeReport] | None) -> S
     """With the policies of which nodes report that their pods ask for them; the same where none does."""
     if snapshot.policies is None or reports is None:
         return snapshot
-    said = {ask for report in reports.values() for ask in report.egress_asks or ()}
+    is_open = open_to_annotations(snapshot.pools or {})
+    said = {ask for report in reports.values() for ask in report.egress_asks or ()} if is_open else set()
     asked = {policy.key: policy for policy in map(policy_of_ask, said)} | of_kind(snapshot.policies.values())
     if not asked:
         return snapshot
@@ -132,7 +133,7 @@ def not_allowed(
         return {}
     others = (policy for key, policy in policies.items() if key not in asked)
     named = {address: policy for policy in others for address in policy.egress_ips}
-    of_egress = [pool for pool in pools if "egress" in pool.uses]
+    of_egress = [pool for pool in pools if pool.egress_annotations]
     checked = ((policy, _why_not(policy, named, of_egress, namespaces)) for policy in asked.values())
     return {policy.key: refusal for policy, refusal in checked if refusal is not None}
 
@@ -151,7 +152,7 @@ def _why_not(
         return Refusal(policy.ref, TAKEN, message)
     having = list(_having(address, pools))
     if not having:
-        message = f"no pool for egress has {address}: add an AddressPool with it and uses: [egress]"
+        message = f"no AddressPool with egressAnnotations: true has {address}: ask for an address of one"
         return Refusal(policy.ref, NO_POOL, message)
     namespace = policy.ref.namespace
     known = namespaces.get(namespace)

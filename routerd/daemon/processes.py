@@ -287,7 +287,7 @@ def _pods(config: Config, desk: PodAddressDesk) -> Callable[[Snapshot], PodCount
 def _asks(config: Config) -> Callable[[Snapshot], tuple[EgressAsk, ...] | None]:
     """None of a node that translates nothing."""
     counter = AskCounter(config.node_name)
-    return lambda snapshot: counter.asks(snapshot.pods) if config.egress.enabled else ()
+    return lambda snapshot: counter.asks(snapshot.pods, snapshot.pools) if config.egress.enabled else ()
 
 
 def _speaker_changed(bfd_room: BfdRoom, body: Agent) -> None:

@@ -39,7 +39,7 @@ def open_object(value: Value) -> Section:
 
 _POOL_KEYS = (
     "blocks", "uses", "protocol", "autoAssign", "avoidBuggyIPs", "priority", "disabled", "advertisements", "services",
-    "gateways",
+    "gateways", "egressAnnotations",
 )  # fmt: skip
 
 
@@ -66,8 +66,16 @@ def read_address_pool(value: Value) -> AddressPool:
         advertisements=_advertisements(spec, kind, blocks),
         services=_services(spec),
         gateways=_pool_gateways(spec),
+        egress_annotations=_egress_annotations(spec),
         origin=meta.origin,
     )
+
+
+def _egress_annotations(spec: Section) -> bool:
+    is_open = spec.boolean("egressAnnotations", False)
+    if is_open and "egress" not in _uses(spec):
+        raise spec.require("egressAnnotations").error("expected uses: [egress] beside it")
+    return is_open
 
 
 def _services(spec: Section) -> tuple[ServiceSelection, ...] | None:

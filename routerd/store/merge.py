@@ -132,7 +132,9 @@ def merge(
     services = {service.key: service for service in _of(entries, Service)}
     pods = {pod.key: pod for pod in _of(entries, Pod)}
     namespaces = {namespace.name: namespace for namespace in _of(entries, Namespace)}
-    of_users = Asked().policies(pods, namespaces)
+    asked = Asked()
+    of_users = asked.policies(pods, namespaces, joined.pools)
+    all_refusals += asked.refusals
     return Snapshot(
         nodes={node.name: node for node in _of(entries, Node)},
         namespaces=namespaces,
@@ -206,9 +208,10 @@ class Merger:
         if self._slices[0] is not slices:
             self._slices = slices, tuple(slices.values())
         parts: dict[str, Any] = {**self._parts, "endpoint_slices": self._slices[1]}
-        asked = self._asked.policies(self._parts["pods"], self._parts["namespaces"])
+        asked = self._asked.policies(self._parts["pods"], self._parts["namespaces"], merged.pools)
         policies = with_asked(with_backends(merged.policies, self._parts["services"]), asked)
-        return replace(merged, policies=policies, **parts)
+        told = sorted((*merged.refusals, *self._asked.refusals), key=lambda one: one.order)
+        return replace(merged, policies=policies, refusals=tuple(told), **parts)
 
     def _take(self, splits: Iterable[_Split]) -> bool:
         """Whether every object is there once."""

@@ -157,6 +157,7 @@ _pool: dict[str, st.SearchStrategy[Any]] = {
     "avoidBuggyIPs": st.booleans(),
     "priority": _number,
     "disabled": st.booleans(),
+    "egressAnnotations": st.booleans(),
     "advertisements": st.lists(_advertisement, max_size=2),
     "extra": st.just(1),
 }
@@ -206,6 +207,7 @@ WRONG = [
     ("AddressPool", {"advertisements": []}), ("AddressPool", {"advertisements": [{"aggregationLength": 33}]}),
     ("AddressPool", {"advertisements": [{"communities": ["65536:1"]}]}), ("AddressPool", {"autoAssign": "yes"}),
     ("AddressPool", {"advertisements": [{"localPref": -1}]}), ("AddressPool", {"extra": 1}),
+    ("AddressPool", {"egressAnnotations": True}),
 ]  # fmt: skip
 
 

@@ -125,6 +125,7 @@ def _pool(pool: AddressPool) -> Json:
             advertisements=_ways(pool) if pool.advertisements else None,
             services=list(map(_services, pool.services or ())),
             gateways=None if pool.gateways is None else {"nodeSelector": _own(pool.gateways)},
+            egressAnnotations=pool.egress_annotations or None,
         ),
     }
 
@@ -325,6 +326,7 @@ def _bgp_pool(pool: AddressPool) -> Json:
                 "uses": sorted(pool.uses) if pool.uses != default.uses else None,
                 "priority": pool.priority or None,
                 "disabled": pool.disabled or None,
+                "egress-annotations": pool.egress_annotations or None,
                 "bgp-advertisements": [_kebab(each) for each in _ways(pool)],
             }
         ),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ipam.ranges import networks_between
 from routerd.formats.closed import Read, Refused, usable
 from routerd.formats.document import Section, Value
-from routerd.formats.foreign.policies import EVERYWHERE, address_of, everywhere
+from routerd.formats.foreign.policies import EVERYWHERE, everywhere
 from routerd.formats.meta import Meta, label_selector, read_meta, selector_at
 from routerd.formats.native import MOST_EGRESS_IPS, check_block, range_networks
 from routerd.model import (
@@ -35,7 +35,6 @@ from routerd.model import (
 from routerd.refs import Ref
 from routerd.selectors import Requirement
 
-EXPECTED = "an address that a host can have, without a scope"
 INBOUND = "no connection from outside is brought to the pod: give it a Service"
 BOTH = "the pod leaves with its eip, as Kube-OVN has it: this one is left out"
 DEFAULT_VPC = ("", "ovn-cluster")
@@ -381,10 +380,6 @@ def told_of_namespace(found: Namespace, value: Value) -> Iterator[Refusal]:
 def _told(about: Ref, annotations: Labels, value: Value) -> Iterator[Refusal]:
     """What of annotations is not done."""
     given = {key: annotations[key].strip() for key in (EIP, SNAT) if annotations.get(key, "").strip()}
-    for key in list(given)[:1]:
-        if address_of(given[key]) is None:
-            message = f'{key}: found "{given[key]}", expected {EXPECTED}: what the pod sends out is dropped'
-            yield Refusal(about, "InvalidEgressIP", f"{value.origin}: {message}")
     if EIP in given:
         yield Refusal(about, "EgressByAnnotation", f"{value.origin}: {EIP}: {INBOUND}")
     if len(set(given.values())) > 1:

@@ -13,18 +13,22 @@ from routerd.claims import is_reserved
 from routerd.memo import Tally
 from routerd.model import (
     ASKED_LABEL,
+    EIP,
     LOWEST,
     NAMESPACE_NAME_LABEL,
+    SNAT,
     AddressPool,
     EgressAsk,
     EgressPolicy,
     IPAddress,
     IPNetwork,
+    Labels,
     LabelSelector,
     Namespace,
     Origin,
     Pod,
     PodSelection,
+    Refusal,
     asked_egress_ip,
 )
 from routerd.refs import Ref
@@ -71,8 +75,10 @@ def _is_of(policy: EgressPolicy, pool: AddressPool) -> bool:
 #
 # One policy for each address and namespace. It is a user's word about his own pods: it has the lowest priority and
 # leads to everywhere, so that it takes no destination out of a policy of the cluster's; which addresses may be asked
-# for, `routerd.cluster.conflicts` decides. A pod without an annotation has its namespace's.
+# for, `routerd.cluster.conflicts` decides. A pod without an annotation has its namespace's. While no pool is open to
+# them they count for nothing, and are told.
 
+UNUSED, UNREADABLE = "EgressAnnotationUnused", "InvalidEgressIP"  # reasons of refusals
 KIND = "EgressAnnotation"  # of these policies, in messages and documents
 UNREAD = "unreadable"  # in place of the address, of the policy by which pods are dropped whose annotation names none
 _Word = tuple[str, str]  # a namespace, and what is written there
@@ -112,14 +118,29 @@ class Asked:
     def __init__(self) -> None:
         self._of_pods: Tally[Pod, _Word] = Tally(_of_pod)
         self._of_namespaces: Tally[Namespace, _Word] = Tally(_of_namespace)
+        self._told = {is_open: (_told_by(is_open), _told_by(is_open)) for is_open in (False, True)}
         self._policies: dict[str, EgressPolicy] = {}
+        self.refusals: tuple[Refusal, ...] = ()  # of pods and namespaces, as of the last `policies`
 
     def policies(
-        self, pods: Mapping[str, Pod] | None, namespaces: Mapping[str, Namespace] | None
-    ) -> Mapping[str, EgressPolicy]:
-        """By key."""
+        self,
+        pods: Mapping[str, Pod] | None,
+        namespaces: Mapping[str, Namespace] | None,
+        pools: Mapping[str, AddressPool] | None,
+    ) -> Mapping[str, EgressPolicy] | None:
+        """By key; None = somebody asks, and pools have not been read."""
         self._of_pods.update(pods or {})
         self._of_namespaces.update(namespaces or {})
+        if pools is None:
+            return None if self._of_pods.values or self._of_namespaces.values else {}
+        is_open = open_to_annotations(pools)
+        of_pods, of_namespaces = self._told[is_open]
+        of_pods.update(pods or {})
+        of_namespaces.update(namespaces or {})
+        self.refusals = (*of_pods.values, *of_namespaces.values)
+        return self._made() if is_open else {}
+
+    def _made(self) -> Mapping[str, EgressPolicy]:
         selected = [(word, LabelSelector(((ASKED_LABEL, word[1]),))) for word in sorted(self._of_pods.values)]
         selected += [(word, _NONE) for word in sorted(self._of_namespaces.values)]
         found: dict[tuple[str, IPAddress | None], list[LabelSelector]] = {}
@@ -129,6 +150,42 @@ class Asked:
         before = self._policies
         self._policies = {new.key: old if (old := before.get(new.key)) == new else new for new in made}
         return self._policies
+
+
+def open_to_annotations(pools: Mapping[str, AddressPool]) -> bool:
+    """Whether any pool is: else nobody is asked for an egress IP, and no pod's traffic is another."""
+    return any(pool.egress_annotations for pool in pools.values())
+
+
+def _told_by(is_open: bool) -> Tally[Pod | Namespace, Refusal]:
+    return Tally(_unread if is_open else _unused)
+
+
+def _asking(one: Pod | Namespace) -> Iterator[_Word]:
+    return _of_pod(one) if isinstance(one, Pod) else _of_namespace(one)
+
+
+def _unread(one: Pod | Namespace) -> Iterator[Refusal]:
+    for _, text in _asking(one):
+        if address_of(text) is None:
+            expected = "expected an address that a host can have, without a scope"
+            yield _told(one, UNREADABLE, f'found "{text}", {expected}: what the pod sends out is dropped')
+
+
+def _unused(one: Pod | Namespace) -> Iterator[Refusal]:
+    for _ in _asking(one):
+        message = "it counts for nothing while no AddressPool says egressAnnotations: true"
+        yield _told(one, UNUSED, message)
+
+
+def _told(one: Pod | Namespace, reason: str, message: str) -> Refusal:
+    ref = Ref("Pod", one.namespace, one.name) if isinstance(one, Pod) else Ref("Namespace", name=one.name)
+    return Refusal(ref, reason, f"{one.origin}: {annotation_of(one.annotations)}: {message}")
+
+
+def annotation_of(annotations: Labels) -> str:
+    """The key of the annotation that counts (`routerd.model.asked_egress_ip`)."""
+    return EIP if annotations.get(EIP, "").strip() else SNAT
 
 
 def _of_pod(pod: Pod) -> Iterator[_Word]:
@@ -154,10 +211,14 @@ class AskCounter:
     def __init__(self, node: str) -> None:
         self._asks: Tally[Pod, EgressAsk] = Tally(lambda pod: _asks(pod) if pod.node == node else ())
 
-    def asks(self, pods: Mapping[str, Pod] | None) -> tuple[EgressAsk, ...] | None:
-        """None while pods have not been read. MOST_ASKS at most: the schema refuses a report that has more."""
-        if pods is None:
+    def asks(
+        self, pods: Mapping[str, Pod] | None, pools: Mapping[str, AddressPool] | None
+    ) -> tuple[EgressAsk, ...] | None:
+        """None while either has not been read. MOST_ASKS at most: the schema refuses a report that has more."""
+        if pods is None or pools is None:
             return None
+        if not open_to_annotations(pools):
+            return ()
         self._asks.update(pods)
         asks = sorted(self._asks.values, key=lambda each: (each.namespace, str(each.egress_ip)))
         if len(asks) <= MOST_ASKS:
@@ -192,10 +253,10 @@ def _policy(namespace: str, address: IPAddress | None, by: tuple[LabelSelector, 
 
 
 def with_asked(
-    policies: Mapping[str, EgressPolicy] | None, asked: Mapping[str, EgressPolicy]
+    policies: Mapping[str, EgressPolicy] | None, asked: Mapping[str, EgressPolicy] | None
 ) -> Mapping[str, EgressPolicy] | None:
-    """The same where nobody asks."""
-    return {**asked, **policies} if asked and policies is not None else policies
+    """The same where nobody asks; None while either is not known."""
+    return None if asked is None else {**asked, **policies} if asked and policies is not None else policies
 
 
 def of_kind(policies: Iterable[EgressPolicy]) -> dict[str, EgressPolicy]:

@@ -79,15 +79,19 @@ def _parse_pool(struct: Struct, blocks: list[_Block], communities: Communities, 
     if protocol == "layer2" and struct.structs("bgp-advertisements"):
         message = "cannot have bgp-advertisements configuration element in a layer2 address pool"
         raise struct.at("bgp-advertisements").error(message)
+    uses, is_open = _uses(struct), struct.flag("egress-annotations")
+    if is_open and "egress" not in uses:
+        raise struct.at("egress-annotations").error("expected uses: [egress] beside it")
     return AddressPool(
         name=struct.text("name"),
         blocks=tuple(network for block in blocks for network in block.networks),
         protocol=cast(Protocol, protocol),
-        uses=_uses(struct),
+        uses=uses,
         auto_assign=struct.flag("auto-assign", True),
         avoid_buggy_ips=struct.flag("avoid-buggy-ips"),
         priority=struct.number("priority"),
         disabled=struct.flag("disabled"),
+        egress_annotations=is_open,
         advertisements=_advertisements(struct, blocks, communities, dialect) if protocol == "bgp" else (),
         origin=struct.place.origin,
     )

@@ -105,7 +105,7 @@ _POOL: dict[str, GoType] = {
     "avoid-buggy-ips": BOOL,
     "auto-assign": BOOL,
 }
-_POOL_NATIVE: dict[str, GoType] = {"uses": STRINGS, "priority": INT, "disabled": BOOL}
+_POOL_NATIVE: dict[str, GoType] = {"uses": STRINGS, "priority": INT, "disabled": BOOL, "egress-annotations": BOOL}
 
 _BFD_PROFILE: dict[str, GoType] = {
     "name": STRING,

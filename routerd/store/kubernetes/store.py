@@ -291,7 +291,7 @@ class KubernetesStore:
         if dirty & CONFIGURING:
             snapshot = self._config_parts(snapshot)
         if dirty & {*CONFIGURING, "Service", "Pod", "Namespace"}:
-            asked = self._asked.policies(snapshot.pods, snapshot.namespaces)
+            asked = self._asked.policies(snapshot.pods, snapshot.namespaces, snapshot.pools)
             policies = with_asked(with_backends(self._policies, snapshot.services), asked)
             if policies != snapshot.policies:
                 snapshot = replace(snapshot, policies=policies)
@@ -405,7 +405,7 @@ class KubernetesStore:
         return {report.node: report for _, report in self._read.values() if report is not None}
 
     def _refusals(self) -> tuple[Refusal, ...]:
-        refusals = [*self._merge_refusals]
+        refusals = [*self._merge_refusals, *self._asked.refusals]
         for each in self.reflectors:
             refusals += each.collection.refusals()
             refusals += [refusal] if (refusal := each.refusal()) is not None else []

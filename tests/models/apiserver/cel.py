@@ -29,6 +29,9 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "!has(self.advertisements) || self.protocol != 'layer2'": lambda value: (
         "advertisements" not in value or value.get("protocol") != "layer2"
     ),
+    "!has(self.egressAnnotations) || !self.egressAnnotations || (has(self.uses) && 'egress' in self.uses)": (
+        lambda value: not value.get("egressAnnotations") or "egress" in value.get("uses", ())
+    ),
     "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)": lambda value: (
         (value["operator"] in ("In", "NotIn")) == bool(value.get("values"))
     ),

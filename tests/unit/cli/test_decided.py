@@ -136,7 +136,7 @@ FOR_EGRESS = """\
 apiVersion: routerd.io/v1alpha1
 kind: AddressPool
 metadata: {name: e}
-spec: {blocks: [172.10.%d.0/28], uses: [egress]}
+spec: {blocks: [172.10.%d.0/28], uses: [egress], egressAnnotations: true}
 ---
 """
 
@@ -145,7 +145,12 @@ def test_pools_of_annotations_are_other_files_matter_until_there_is_one() -> Non
     of_namespace = ASKING.replace("Pod", "Namespace").replace("pod-gw", "shop")
     assert check_texts({"a.yaml": ASKING, "b.yaml": of_namespace}) == []
     assert check_texts({"a.yaml": FOR_EGRESS % 0 + ASKING, "b.yaml": of_namespace}) == []
-    no_pool = "no pool for egress has 172.10.0.1: add an AddressPool with it and uses: [egress]"
+    closed = FOR_EGRESS.replace(", egressAnnotations: true", "") % 0
+    assert [str(each) for each in check_texts({"a.yaml": closed + ASKING})] == [
+        "warning: a.yaml:6: ovn.kubernetes.io/snat: it counts for nothing while no AddressPool says "
+        "egressAnnotations: true"
+    ]
+    no_pool = "no AddressPool with egressAnnotations: true has 172.10.0.1: ask for an address of one"
     assert [str(each) for each in check_texts({"a.yaml": FOR_EGRESS % 9 + ASKING + ASKING.replace("gw", "b")})] == [
         f"error: a.yaml:6: EgressAnnotation/default/172.10.0.1: {no_pool}"
     ]

@@ -21,7 +21,7 @@ def world() -> World:
     world.node("g")
     world.node("w", None)
     asks(world, "w", "shop/172.10.0.1")
-    world.pool("out", "172.10.0.0/29", uses="egress")
+    world.pool("out", "172.10.0.0/29", uses="egress", egress_annotations=True)
     return world
 
 
@@ -55,12 +55,18 @@ def test_the_gateways_are_those_of_the_pool(world: World) -> None:
     assert GATEWAY_LABEL not in world.nodes["edge"].labels
 
 
-def test_an_address_of_no_pool_for_egress_is_refused(world: World) -> None:
-    world.pool("out", "172.10.0.0/29", uses="loadbalancer")
+def test_an_address_of_no_pool_that_is_open_to_annotations_is_refused(world: World) -> None:
+    world.pool("out", "172.10.0.0/29", uses="egress")
+    world.pool("other", "172.10.0.8/29", uses="egress", egress_annotations=True)
     assert world.decide() == (
-        "! EgressAnnotation/shop/172.10.0.1 NoPoolForAnnotation: no pool for egress has 172.10.0.1: "
-        "add an AddressPool with it and uses: [egress]"
+        "! EgressAnnotation/shop/172.10.0.1 NoPoolForAnnotation: no AddressPool with egressAnnotations: true has "
+        "172.10.0.1: ask for an address of one"
     )
+
+
+def test_while_no_pool_is_open_what_nodes_report_counts_for_nothing(world: World) -> None:
+    world.pool("out", "172.10.0.0/29", uses="egress")
+    assert world.decide() == ""
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,9 @@ def test_policy_with_everything() -> None:
         (POOL + "  blocks: []", "5:11: spec.blocks: found an empty list, expected at least one block"),
         (POOL + "  adresses: [192.0.2.0/24]",
          '5:3: spec.adresses: unknown key "adresses", expected one of: advertisements, autoAssign, avoidBuggyIPs, '
-         "blocks, disabled, gateways, priority, protocol, services, uses"),
+         "blocks, disabled, egressAnnotations, gateways, priority, protocol, services, uses"),
+        (POOL + "  blocks: [192.0.2.0/24]\n  egressAnnotations: true",
+         "6:22: spec.egressAnnotations: expected uses: [egress] beside it"),
         (POOL + "  blocks: [192.0.2.0/24]\n  autoAsign: true",
          '6:3: spec.autoAsign: unknown key "autoAsign"; did you mean "autoAssign"?'),
         (POOL + "  blocks: [192.0.2.0/33]",

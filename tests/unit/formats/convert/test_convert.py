@@ -240,7 +240,7 @@ pools = st.builds(
     disabled=st.booleans(),
     services=services,
     gateways=st.none() | selector,
-)
+).flatmap(lambda pool: st.sampled_from([pool, replace(pool, egress_annotations="egress" in pool.uses)]))
 pods = st.builds(PodSelection, selector, st.none() | selector, st.none() | selector) | st.builds(
     PodSelection, namespaces=selector
 )
@@ -317,7 +317,7 @@ WHOLE_WAY = Advertisement(
 )  # fmt: skip
 WHOLE_POOL = AddressPool(
     "Any name", (IPv4Network("192.0.2.0/28"),), uses=frozenset({"egress"}), auto_assign=False, avoid_buggy_ips=True,
-    priority=-3, disabled=True, advertisements=(WHOLE_WAY, Advertisement()),
+    priority=-3, disabled=True, advertisements=(WHOLE_WAY, Advertisement()), egress_annotations=True,
 )  # fmt: skip
 
 
