@@ -127,7 +127,7 @@ class Decoder:
         if value.is_null:
             return result
         if not value.is_mapping:
-            self._mismatch(value, kind.name)
+            self._mismatch(value, kind)
             return result
         self._fill(result, value, kind)
         return result
@@ -167,7 +167,7 @@ class Decoder:
 
     def _list(self, entry: Value, kind: GoList) -> list[Decoded]:
         if not entry.is_list:
-            self._mismatch(entry, kind.name)
+            self._mismatch(entry, kind)
             return []
         if isinstance(kind.element, GoStruct):
             return [self.struct(item, kind.element) for item in entry.items()]
@@ -175,7 +175,7 @@ class Decoder:
 
     def _map(self, entry: Value) -> dict[str, tuple[str, Value]]:
         if not entry.is_mapping:
-            self._mismatch(entry, GoMap().name)
+            self._mismatch(entry, GoMap())
             return {}
         merged: dict[str, tuple[str, Value]] = {}
         own: dict[str, tuple[str, Value]] = {}
@@ -209,7 +209,7 @@ class Decoder:
                 return value.text
             elif isinstance(resolved, bool):
                 return resolved
-        self._mismatch(value, kind.name)
+        self._mismatch(value, kind)
         return None
 
     def _exactly(self, value: Value, kind: GoInteger | GoScalar) -> Plain | None:
@@ -222,12 +222,14 @@ class Decoder:
             self._note(value, error.message, error.message)
             return None
 
-    def _mismatch(self, value: Value, wanted: str) -> None:
+    def _mismatch(self, value: Value, wanted: GoType) -> None:
+        ours = f"found {value.found()}, expected {_in_words(wanted)}"
         if value.is_scalar:
             shown = value.text if len(value.text) <= 10 else value.text[:7] + "..."
-            self._note(value, f"cannot unmarshal {resolve(value)[0]} `{shown}` into {wanted}")
+            self._note(value, f"cannot unmarshal {resolve(value)[0]} `{shown}` into {wanted.name}", ours)
         else:
-            self._note(value, f"cannot unmarshal {'!!map' if value.is_mapping else '!!seq'} into {wanted}")
+            found = "!!map" if value.is_mapping else "!!seq"
+            self._note(value, f"cannot unmarshal {found} into {wanted.name}", ours)
 
     def _unknown(self, key: Value, kind: GoStruct) -> None:
         ours = kind.not_done.get(key.text) or unknown_key(key.text, kind.fields)
@@ -245,6 +247,16 @@ class Decoder:
             raise place.error(message)
         lines = "".join(f"\n  line {inner_line(note_place)}: {note}" for note, note_place in self.notes)
         raise place.error(f"could not parse config: yaml: unmarshal errors:{lines}")
+
+
+def _in_words(kind: GoType) -> str:
+    if isinstance(kind, GoList):
+        return "a list of mappings" if isinstance(kind.element, GoStruct) else "a list of strings"
+    if isinstance(kind, GoStruct | GoMap):
+        return "a mapping"
+    if isinstance(kind, GoInteger):
+        return "a number"
+    return "a string" if kind.name == "string" else "true or false"
 
 
 def as_number(value: Value) -> int:

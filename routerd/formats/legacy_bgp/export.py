@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import get_args
+from typing import Literal, get_args
 
 from bgp.path import normal_communities
 from routerd.formats.legacy_bgp.communities import Communities, resolve
@@ -36,11 +36,26 @@ def _rule(entry: Struct, communities: Communities) -> ExportRule:
     )
     if rule.min_length > rule.max_length:
         raise entry.at("min-length").error(f"min-length {rule.min_length} is more than max-length {rule.max_length}")
+    if fault := unreachable(rule):
+        raise entry.at(f"{fault[0]}-length").error(fault[1])
     if not rule.action and not rule.communities:
         raise entry.place.error("a rule without effect: expected an action, communities, or both")
     if rule.action == "reject" and rule.communities:
         raise entry.at("communities").error("what is rejected gets no communities")
     return rule
+
+
+def unreachable(rule: ExportRule) -> tuple[Literal["min", "max"], str] | None:
+    """Which bound leaves nothing of one of its prefixes, and why: such a rule does not do what it says."""
+    for each in rule.prefixes:
+        if rule.min_length > each.max_prefixlen:
+            return (
+                "min",
+                f"found {rule.min_length}, expected at most {each.max_prefixlen}, as {each} is IPv{each.version}",
+            )
+        if rule.max_length < each.prefixlen:
+            return "max", f"found {rule.max_length}, expected at least {each.prefixlen}: nothing in {each} is shorter"
+    return None
 
 
 def _action(entry: Struct) -> ExportAction:

@@ -50,6 +50,15 @@ def test_all_that_a_rule_has() -> None:
             "{action: reject, prefixes: [192.0.2.0/24], match: equal, min-length: 25}",
             "min-length goes with in and not-in",
         ),
+        (
+            "{action: reject, prefixes: [10.1.0.0/16], min-length: 33}",
+            "export[0].min-length: parsing peer #1: found 33, expected at most 32, as 10.1.0.0/16 is IPv4",
+        ),
+        (
+            "{action: reject, prefixes: [10.0.0.0/8, 10.1.0.0/16], max-length: 8}",
+            "max-length: parsing peer #1: found 8, expected at least 16: nothing in 10.1.0.0/16 is shorter",
+        ),
+        ("{action: reject, match: not-in, prefixes: [10.1.0.0/16], max-length: 15}", "expected at least 16"),
         ("{of: [egress]}", "a rule without effect: expected an action, communities, or both"),
         ("{action: reject, communities: [no-export]}", "what is rejected gets no communities"),
         ("{action: accept, communities: [lower]}", 'invalid community "lower"'),
@@ -59,6 +68,25 @@ def test_a_mistake_is_named(rule: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         read(rule)
     assert "parsing peer #1: " in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  export: {action: reject}\n", "peers[0].export: found a mapping, expected a list of mappings"),
+        ("  export: [reject]\n", 'peers[0].export[0]: found "reject", expected a mapping'),
+        ("  export: [{prefixes: 10.0.0.0/8}]\n", 'prefixes: found "10.0.0.0/8", expected a list of strings'),
+        ("  export: [{action: []}]\n", "action: found a list, expected a string"),
+        ("  export: [{min-length: {}}]\n", "min-length: found a mapping, expected a number"),
+        ("  passive: []\n", "passive: found a list, expected true or false"),
+        ("bgp-communities: [upper]\n", "bgp-communities: found a list, expected a mapping"),
+    ],
+)
+def test_what_has_another_shape_is_told_in_our_words(text: str, message: str) -> None:
+    head = HEAD.removesuffix("  export:\n").replace('bgp-communities: {upper: "64513:7"}\n', "")
+    with pytest.raises(InputError) as error:
+        parse(head + text, "native")
+    assert message in str(error.value) and "unmarshal" not in str(error.value)
 
 
 def test_another_dialect_has_no_such_key() -> None:

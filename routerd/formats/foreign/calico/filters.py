@@ -14,6 +14,7 @@ from typing import Literal, cast
 
 from bgp.path import normal_communities
 from routerd.formats.document import Section, Value
+from routerd.formats.legacy_bgp.export import unreachable
 from routerd.formats.meta import ENVELOPE, read_meta
 from routerd.formats.native import read_community
 from routerd.model import ExportAction, ExportRule, IPNetwork, PrefixMatch, Refusal
@@ -109,7 +110,10 @@ def _rule(item: Section, version: int) -> tuple[PeerType, ExportRule]:
         raise cidr.error(f"found {network}, expected an IPv{version} CIDR")
     match = _MATCHES[item.require("matchOperator").choice(*_MATCHES)]
     low, high = _lengths(item, match, network.max_prefixlen)
-    return kind, replace(rule, prefixes=(network,), match=match, min_length=low, max_length=high)
+    whole = replace(rule, prefixes=(network,), match=match, min_length=low, max_length=high)
+    if fault := unreachable(whole):
+        raise item.require("prefixLength").section.require(fault[0]).error(fault[1])
+    return kind, whole
 
 
 def _lengths(item: Section, match: PrefixMatch, most: int) -> tuple[int, int]:

@@ -334,6 +334,10 @@ def test_rules_of_imports_are_told() -> None:
             "{action: Accept, matchOperator: In, cidr: 192.0.2.0/24, prefixLength: {mn: 25}}",
             'unknown key "mn"; did you mean "min"?',
         ),
+        (
+            "{action: Reject, matchOperator: In, cidr: 192.0.2.0/24, prefixLength: {max: 8}}",
+            "exportV4[0].prefixLength.max: found 8, expected at least 24: nothing in 192.0.2.0/24 is shorter",
+        ),
         ("{action: Reject, sources: RemotePeers}", 'unknown key "sources"; did you mean "source"?'),
         ("{action: Reject, source: RemotePeer}", "expected RemotePeers"),
         ("{acton: Reject, source: RemotePeers}", 'unknown key "acton"; did you mean "action"?'),
