@@ -327,6 +327,10 @@ class PeerOverride:
     password: str | None = field(default=None, repr=False)
     password_file: str | None = None
 
+    @property
+    def says_nothing(self) -> bool:
+        return replace(self, name="", nodes=(), node_selectors=()) == PeerOverride("")
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:

@@ -347,9 +347,15 @@ def _audiences(scene: Scene) -> dict[Way, Audience]:
 def _unknown_peers(scene: Scene) -> Iterator[Refusal]:
     """Names in advertisements that no peer has: on no node does anybody get what is for them."""
     known = {peer.label for peer in scene.peers}
+    overridden = {str(address): peer.label for peer in scene.peers for address in peer.addresses[1:]}
     for pool in scene.pools.by_name.values():
         for name in sorted({name for how in pool.advertisements for name in how.peers} - known):
-            message = f"{pool.origin}: an advertisement is for peer {name!r}, and no peer has that name or address"
+            why = (
+                f"which is an address of some nodes for peer {overridden[name]!r}: name it so"
+                if name in overridden
+                else "and no peer has that name or address"
+            )
+            message = f"{pool.origin}: an advertisement is for peer {name!r}, {why}"
             yield Refusal(Ref("AddressPool", name=pool.name), "UnknownPeer", message)
 
 

@@ -144,13 +144,16 @@ def _takes(override: PeerOverride, node: Node) -> bool:
 
 
 def overridden(peer: Peer, override: PeerOverride) -> Peer:
-    """A source address stands in place of the interface that would say one, and a password in place of its file."""
+    """A source address stands in place of the interface that would say one, and a password in place of its file. The
+    peer is known by the name, or the address, that it has everywhere.
+    """
     said = {name: value for name in OVERRIDABLE if (value := getattr(override, name)) is not None}
     if "source_address" in said:
         said["source_interface"] = ""
     if "password" in said or "password_file" in said:
         said = {"password": "", "password_file": "", **said}
-    return replace(peer, **said, overrides=(), overridden=override.name)
+    name = peer.label if "address" in said else peer.name
+    return replace(peer, **said, name=name, overrides=(), overridden=override.name)
 
 
 class Way(NamedTuple):

@@ -284,6 +284,7 @@ def _export_rule(rule: ExportRule) -> Json:
 
 
 def _override(override: PeerOverride) -> Json:
+    passwords = {"password": override.password, "password-file": override.password_file}  # "" = none
     return _given(
         **{
             "nodes": list(override.nodes),
@@ -293,10 +294,8 @@ def _override(override: PeerOverride) -> Json:
             "router-id": str(override.router_id or ""),
             "source-address": str(override.source_address or ""),
             "listen-port": override.listen_port,
-            "password": override.password,
-            "password-file": override.password_file,
         }
-    )
+    ) | {key: said for key, said in passwords.items() if said is not None}
 
 
 def _peer_address(peer: Peer) -> str:

@@ -21,6 +21,11 @@ from routerd.model import Bfd, BfdProfile, IPAddress, IPFamily, Peer, Refusal
 from routerd.refs import Ref
 
 HOLD_TIME = 90  # seconds
+PORT = 179
+_OF_CONNECTING = {
+    "connectTime": "a passive peer connects itself: this is not used",
+    "peerPort": "a passive peer connects itself, to our port 179: this is not used",
+}
 _NOT_DONE = {
     "dynamicASN": "the AS number is not learnt from the router: give peerASN",
     "passwordSecret": "this Secret is not read: write the peer in the BGP ConfigMap, with a password-file",
@@ -35,12 +40,23 @@ def read_bgp_peer(value: Value) -> tuple[LegacyConfig | None, tuple[Refusal, ...
     if refusals := tuple(_not_done(about, spec)):
         return None, refusals
     peer = _peer(meta.name, value, spec)
+    unheeded = tuple(_unheeded(about, spec)) if peer.passive else ()
+    if peer.passive:
+        peer = replace(peer, port=PORT, connect_retry=0)
     if peer.bfd_profile and (peer.ebgp_multihop or peer.found or peer.address.is_link_local):
         over = "over several hops" if peer.ebgp_multihop else "with a link-local address"
         message = f"BFD {over} is not done: the session runs without BFD"
         refusal = Refusal(peer.ref, "BFDNotSupported", str(spec.require("bfdProfile").error(message)))
-        return LegacyConfig((replace(peer, bfd_profile=""),)), (refusal,)
-    return LegacyConfig((peer,)), ()
+        return LegacyConfig((replace(peer, bfd_profile=""),)), (*unheeded, refusal)
+    return LegacyConfig((peer,)), unheeded
+
+
+def _unheeded(about: Ref, spec: Section) -> Iterator[Refusal]:
+    """Of a peer that connects itself. `PORT` is what an API server fills in."""
+    for key, why in _OF_CONNECTING.items():
+        given = spec.get(key)
+        if given is not None and not (key == "peerPort" and given.integer(0, 65535) in (0, PORT)):
+            yield Refusal(about, "PeeringNotSupported", str(given.error(why)))
 
 
 def with_bfd(peer: Peer, profiles: Mapping[str, BfdProfile]) -> Peer:
@@ -109,7 +125,7 @@ def _peer(name: str, value: Value, spec: Section) -> Peer:
         address=address,
         remote_as=remote_as,
         local_as=local_as,
-        port=spec.integer("peerPort", 0, 65535, 179) or 179,
+        port=spec.integer("peerPort", 0, 65535, PORT) or PORT,
         passive=spec.boolean("passiveMode", False),
         source_address=source.address() if source is not None else None,
         router_id=router_id.ipv4() if router_id is not None else None,

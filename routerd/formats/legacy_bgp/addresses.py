@@ -42,11 +42,11 @@ def source_interface(struct: Struct) -> str:
 
 
 def optional_ip(struct: Struct, key: str, message: str) -> IPAddress | None:
+    return required_ip(struct, key, message) if struct.text(key) else None
+
+
+def required_ip(struct: Struct, key: str, message: str) -> IPAddress:
     """`message`: what the original says before the text that is no address."""
-    return _required_ip(struct, key, message) if struct.text(key) else None
-
-
-def _required_ip(struct: Struct, key: str, message: str) -> IPAddress:
     address = parse_ip(struct.text(key))
     if address is None:
         raise struct.at(key).error(f"{message} {quote(struct.text(key))}")
@@ -58,7 +58,7 @@ def address_of(struct: Struct, interface: str, dialect: Dialect) -> tuple[Found,
     text = struct.text("peer-address")
     gateway = DEFAULT_GATEWAYS.get(text) if dialect == "native" else None
     if gateway is None and (text or not interface):
-        return "", zoned(struct, _required_ip(struct, "peer-address", "invalid peer IP"), interface)
+        return "", zoned(struct, required_ip(struct, "peer-address", "invalid peer IP"), interface)
     if not struct.text("name"):
         raise struct.place.error("a peer that is found on the node needs a name")
     if struct.text("bfd-profile") or struct.structs("bfd"):

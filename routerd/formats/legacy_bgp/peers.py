@@ -8,7 +8,15 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import get_args
 
 from routerd.errors import InputError
-from routerd.formats.legacy_bgp.addresses import Found, address_of, interface_of, optional_ip, source_interface, zoned
+from routerd.formats.legacy_bgp.addresses import (
+    Found,
+    address_of,
+    interface_of,
+    optional_ip,
+    required_ip,
+    source_interface,
+    zoned,
+)
 from routerd.formats.legacy_bgp.bfd import Profile, read_bfd
 from routerd.formats.legacy_bgp.communities import Communities
 from routerd.formats.legacy_bgp.decode import Struct
@@ -116,8 +124,7 @@ def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> P
         raise struct.at("my-asn").error("missing local ASN")
     if not peer_asn:
         raise struct.at("peer-asn").error("missing peer ASN")
-    if peer_asn == my_asn and struct.flag("ebgp-multihop"):
-        raise struct.at("ebgp-multihop").error("invalid ebgp-multihop parameter set for an ibgp peer")
+    _refuse_multihop_of_ibgp(struct)
     interface = interface_of(struct)
     found, address = address_of(struct, interface, dialect)
     hold = hold_time(struct, dialect)
@@ -157,6 +164,11 @@ def _parse_peer(struct: Struct, dialect: Dialect, communities: Communities) -> P
         keepalive_given=bool(struct.text("keepalive-time")),
         origin=struct.place.origin,
     )
+
+
+def _refuse_multihop_of_ibgp(struct: Struct) -> None:
+    if struct.number("my-asn") == struct.number("peer-asn") and struct.flag("ebgp-multihop"):
+        raise struct.at("ebgp-multihop").error("invalid ebgp-multihop parameter set for an ibgp peer")
 
 
 def _families(struct: Struct) -> tuple[IPFamily, ...]:
@@ -222,31 +234,49 @@ def _extended_next_hop(struct: Struct, address: IPAddress, found: Found) -> bool
 
 
 def _override(struct: Struct, peer: Struct, found: Found) -> PeerOverride:
-    """What the peer is on some nodes, which are named or selected."""
+    """What the peer is on some nodes, which are named or selected: "" and 0 are said, too, and null is not."""
     nodes, selected = tuple(text for text, _ in struct.texts("nodes")), node_selectors(struct)
     if not nodes and not selected:
         raise struct.place.error("an override of all nodes: name `nodes`, or select them by node-selectors")
-    if not struct.places.keys() - {"nodes", "node-selectors"}:
+    if not struct.plain:
         raise struct.place.error("an override that says nothing")
     for key in ("peer-address", "listen-port"):
-        if found and key in struct.places:
+        if found and key in struct.plain:
             raise struct.at(key).error(f"the router is found on the node: without {key}")
-    router_id = optional_ip(struct, "router-id", "invalid router ID")
+    router_id = _said_ip(struct, "router-id", "invalid router ID")
     if isinstance(router_id, IPv6Address):
         raise struct.at("router-id").error(f"invalid router ID {quote(struct.text('router-id'))}: expected IPv4")
-    address = optional_ip(struct, "peer-address", "invalid peer IP")
-    return PeerOverride(
+    address = _said_ip(struct, "peer-address", "invalid peer IP")
+    override = PeerOverride(
         name=f"node-overrides of {peer.text('name') or peer.text('peer-address')} at {struct.place.origin}",
         nodes=nodes,
         node_selectors=selected,
         address=zoned(peer, address, peer.text("interface")) if address is not None else None,
         local_as=struct.number("my-asn") or None,
         router_id=router_id,
-        source_address=optional_ip(struct, "source-address", "invalid source IP"),
-        listen_port=struct.number("listen-port") or None,
-        password=struct.text("password") or None,
-        password_file=_password_file(struct) or None,
+        source_address=_said_ip(struct, "source-address", "invalid source IP"),
+        listen_port=struct.number("listen-port") if "listen-port" in struct.plain else None,
+        password=struct.text("password") if "password" in struct.plain else None,
+        password_file=_password_file(struct) if "password-file" in struct.plain else None,
     )
+    _refuse_what_does_not_go_together(struct, peer, override, found)
+    return override
+
+
+def _said_ip(struct: Struct, key: str, message: str) -> IPAddress | None:
+    return required_ip(struct, key, message) if key in struct.plain else None
+
+
+def _refuse_what_does_not_go_together(struct: Struct, peer: Struct, override: PeerOverride, found: Found) -> None:
+    """The peer as it is on these nodes must be one that could stand there for all."""
+    whole = replace(struct, places={key: struct.places[key] for key in struct.plain}).over(peer)
+    try:
+        _refuse_multihop_of_ibgp(whole)
+        _ttl_security(whole)
+        if override.address is not None:
+            _extended_next_hop(whole, override.address, found)
+    except InputError as error:
+        raise struct.place.error(f"on the nodes of this override: {error.message}") from error
 
 
 def to_model(peer: ParsedPeer) -> tuple[Peer, tuple[Refusal, ...]]:

@@ -116,6 +116,20 @@ def pool(addresses: str, rest: str = "") -> str:
         (peer("  node-overrides: [{my-asn: 3}]\n"), "native",
          "parsing peer #1: an override of all nodes: name `nodes`, or select them by node-selectors "
          "(line 5, column 20)"),
+        (peer("  node-overrides: [{nodes: [a], source-address: ''}]\n"), "native",
+         'parsing peer #1: invalid source IP "" (line 5, column 49)'),
+        (peer("  ebgp-multihop: true\n  node-overrides: [{nodes: [a], my-asn: 64512}]\n"), "native",
+         "parsing peer #1: on the nodes of this override: invalid ebgp-multihop parameter set for an ibgp peer "
+         "(line 6, column 20)"),
+        (peer("  ttl-security: 2\n  node-overrides: [{nodes: [a], my-asn: 3}]\n").replace("64513", "64512"), "native",
+         "parsing peer #1: on the nodes of this override: 2 hops, but without ebgp-multihop the peer is one hop away "
+         "(line 6, column 20)"),
+        (peer("  extended-next-hop: true\n  node-overrides: [{nodes: [a], peer-address: 10.0.0.2}]\n").replace(
+            "10.0.0.1", "fd00::1"), "native",
+         "parsing peer #1: on the nodes of this override: next hops of IPv6 need a session over IPv6: without "
+         "extended-next-hop, or another address (line 6, column 20)"),
+        (peer("  node-overrides: [{nodes: [a], my-asn: null}]\n"), "native",
+         "parsing peer #1: an override that says nothing (line 5, column 20)"),
         (peer("  node-overrides: [{nodes: [a]}]\n"), "native",
          "parsing peer #1: an override that says nothing (line 5, column 20)"),
         (peer("  node-overrides: [{nodes: [a], router-id: '::1'}]\n"), "native",

@@ -445,6 +445,22 @@ def test_an_override_that_takes_the_node_counts_and_is_named() -> None:
     assert session.override == "of a"
 
 
+def test_advertisements_name_a_peer_as_it_is_written_whatever_address_it_has_on_a_node() -> None:
+    elsewhere = ip_address("10.0.0.2")
+    peer = Peer(TOR, 64512, 64512, overrides=(PeerOverride("of a", ("a",), address=elsewhere, password=""),))
+    ways = (cluster.advertisement(peers=(str(TOR),)), cluster.advertisement(peers=(str(elsewhere),)))
+    pools = {"default": cluster.pool(advertisements=ways[:1])}
+    pools["b"] = cluster.pool("b", "203.0.113.0/24", advertisements=ways[1:])
+    snapshot = cluster.snapshot(bgp=Peering((peer,)), pools=pools)
+    found = announcements(snapshot, "a", VIPS_ONLY, {Way(elsewhere): SESSION.local})
+    assert found is not None
+    assert [(str(key.peer), len(rib)) for key, rib in found.desired.ribs.items()] == [("10.0.0.2", 1)]
+    assert [f"{each.object}: {each.message}" for each in found.refusals if each.reason == "UnknownPeer"] == [
+        "AddressPool/b: <store>: an advertisement is for peer '10.0.0.2', which is an address of some nodes for peer "
+        "'10.0.0.1': name it so"
+    ]
+
+
 def test_a_peer_that_is_refused_names_the_override_that_says_so() -> None:
     away = ip_address("10.9.9.9")
     peer = Peer(TOR, 64512, 64512, overrides=(PeerOverride("of a", ("a",), source_address=away),))

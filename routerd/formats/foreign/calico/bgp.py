@@ -106,7 +106,7 @@ def _left_out(ref: Ref, spec: Section) -> Iterator[Refusal]:
         why = "nodes open no sessions with each other: see native-routing for routes to pods of other nodes"
         yield Refusal(ref, "PeeringNotSupported", str(mesh.error(why)))
     if port is not None and port.integer(1, 65535) != 179:
-        why = "nodes open their sessions, and listen on no port: let the routers be passive"
+        why = "nodes open these sessions, and listen for none of them: let the routers be passive"
         yield Refusal(ref, "PeeringNotSupported", str(port.error(why)))
 
 

@@ -28,6 +28,7 @@ from routerd.model import (
 from routerd.refs import Ref
 from routerd.selectors import LabelSelector
 
+CRD_RETRY = 120  # seconds; what an API server writes where an object says no connectRetryTimeSeconds
 LOCAL_PREF = 100  # what is sent where nothing is said, as by every speaker (RFC 4271, section 5.1.5, leaves it open)
 _FAMILIES: Mapping[tuple[str, str], IPFamily] = {("ipv4", "unicast"): "IPv4", ("ipv6", "unicast"): "IPv6"}
 _WELL_KNOWN = {  # IANA's registry, beside those that have a name here
@@ -93,7 +94,9 @@ class NodeOverride:
     def of(self, peer: ClusterPeer) -> Iterator[PeerOverride]:
         instance = self.instances.get(peer.instance)
         if instance is not None:
-            yield replace(instance.override, source_address=instance.sources.get(peer.own_name))
+            override = replace(instance.override, source_address=instance.sources.get(peer.own_name))
+            if not override.says_nothing:
+                yield override
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,17 +207,28 @@ def read_peer_config(value: Value) -> tuple[PeerConfig | None, tuple[Refusal, ..
         raise timers.require("keepAliveTimeSeconds").error(
             f"found {keepalive} s, expected at most the hold time, {hold_time} s"
         )
+    retry, refusals = read_connect_retry(Ref(meta.kind, name=meta.name), timers)
     return PeerConfig(
         name=meta.name,
         port=transport.integer("peerPort", 1, 65535, 179),
         source_interface=transport.string("sourceInterface"),
         hold_time=hold_time,
         keepalive_time=keepalive if "keepAliveTimeSeconds" in timers.entries else None,
-        connect_retry=min(timers.integer("connectRetryTimeSeconds", 0, 2**31 - 1, 0), MAX_CONNECT_RETRY),
+        connect_retry=retry,
         ebgp_multihop=spec.integer("ebgpMultihop", 1, 255, 1) > 1,
         graceful_restart_time=restart.integer("restartTimeSeconds", 1, 4095, 120),
         families=read_families(spec),
-    ), ()
+    ), refusals
+
+
+def read_connect_retry(ref: Ref, timers: Section) -> tuple[int, tuple[Refusal, ...]]:
+    """Seconds, 0 = not said. Raises InputError."""
+    asked = timers.integer("connectRetryTimeSeconds", 0, 2**31 - 1, 0)
+    if asked <= MAX_CONNECT_RETRY:
+        return asked if asked != CRD_RETRY else 0, ()
+    why = f"found {asked} s, expected at most {MAX_CONNECT_RETRY} s, which are used"
+    message = str(timers.require("connectRetryTimeSeconds").error(why))
+    return MAX_CONNECT_RETRY, (Refusal(ref, "PeeringNotSupported", message),)
 
 
 def read_families(spec: Section) -> tuple[tuple[IPFamily, LabelSelector | None], ...]:

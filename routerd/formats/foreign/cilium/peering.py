@@ -7,12 +7,11 @@ not have its session costs itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bgp.path import normal_communities
 from routerd.formats.document import Section, Value
-from routerd.formats.foreign.cilium.bgp import LOCAL_PREF, read_communities, read_families
-from routerd.formats.legacy_bgp.times import MAX_CONNECT_RETRY
+from routerd.formats.foreign.cilium.bgp import LOCAL_PREF, read_communities, read_connect_retry, read_families
 from routerd.formats.meta import label_selector, read_meta
 from routerd.model import Advertisement, Gets, IPAddress, IPFamily, Peer, Refusal
 from routerd.refs import Ref
@@ -47,7 +46,9 @@ def read_peering_policy(value: Value) -> tuple[PeeringPolicy, tuple[Refusal, ...
                 refusals += faults
                 continue
             refusals += _told(ref, "AdvertisementNotSupported", _unheeded(item.section))
-            peer = _peer(meta.name, router, item, selectors)
+            retry, untrue = read_connect_retry(ref, item.section)
+            refusals += untrue
+            peer = replace(_peer(meta.name, router, item, selectors), connect_retry=retry)
             peers.append(peer)
             ways += _ways(router, item.section, peer)
     return PeeringPolicy(ref, tuple(peers), tuple(ways)), tuple(refusals)
@@ -123,7 +124,6 @@ def _peer(policy: str, router: Section, item: Value, nodes: tuple[LabelSelector,
         port=neighbor.integer("peerPort", 1, 65535, 179),
         hold_time=hold_time,
         keepalive_time=keepalive if "keepAliveTimeSeconds" in neighbor.entries else None,
-        connect_retry=min(neighbor.integer("connectRetryTimeSeconds", 0, 2**31 - 1, 0), MAX_CONNECT_RETRY),
         ebgp_multihop=neighbor.integer("eBGPMultihopTTL", 1, 255, 1) > 1 and remote_as != local_as,
         graceful_restart_time=restart.integer("restartTimeSeconds", 1, 4095, 120),
         families=_in_order(families),

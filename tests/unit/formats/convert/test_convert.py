@@ -308,6 +308,8 @@ OVERRIDDEN = Peer(
             ip_address("10.1.0.1"), 3, IPv4Address("192.0.2.1"), ip_address("10.0.0.9"), 1790, "x",
         ),
         PeerOverride("node-overrides of 10.0.4.1 at <store>", ("gw3",), password_file="gw3"),
+        PeerOverride("node-overrides of 10.0.4.1 at <store>", ("gw4",), listen_port=0, password=""),
+        PeerOverride("node-overrides of 10.0.4.1 at <store>", ("gw5",), password_file=""),
     ),
 )  # fmt: skip
 BY_FILE = Peer(ip_address("10.0.2.1"), 1, 2, password_file="tor", gets=())  # which has no password beside it

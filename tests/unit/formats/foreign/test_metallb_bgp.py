@@ -66,6 +66,19 @@ def test_a_passive_peer_opens_the_session_itself() -> None:
     )  # fmt: skip
 
 
+def test_what_a_passive_peer_does_not_need_is_told() -> None:
+    passive = Peer(ip_address("10.0.0.1"), 4200000000, 64513, passive=True, families=("IPv4",), name="tor")
+    peer, told = read(SPEC + "  passiveMode: true\n  connectTime: 10s\n  peerPort: 1179\n")
+    assert peer == passive
+    assert told == [
+        "BGPPeer/metallb-system/tor PeeringNotSupported: f.yaml:9:16: spec.connectTime: a passive peer connects "
+        "itself: this is not used",
+        "BGPPeer/metallb-system/tor PeeringNotSupported: f.yaml:10:13: spec.peerPort: a passive peer connects itself, "
+        "to our port 179: this is not used",
+    ]
+    assert read(SPEC + "  passiveMode: true\n  peerPort: 179\n") == (passive, [])
+
+
 def test_what_an_api_server_fills_in_is_nothing() -> None:
     peer, told = read(SPEC + '  passwordSecret: {}\n  vrf: ""\n  bfdProfile: ""\n  peerPort: 0\n  routerID: ""\n')
     assert peer is not None and peer.port == 179 and told == []

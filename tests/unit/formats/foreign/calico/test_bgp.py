@@ -193,7 +193,7 @@ def test_communities_go_by_prefix_and_name() -> None:
         ("serviceExternalIPs: [{cidr: 192.0.2.0/24}]", "AdvertisementNotSupported", "bgp.announce.external-ips"),
         ("serviceClusterIPs: [{cidr: 10.96.0.0/12}]", "AdvertisementNotSupported", "bgp.announce.cluster-ips"),
         ("nodeToNodeMeshEnabled: true", "PeeringNotSupported", "nodes open no sessions with each other"),
-        ("listenPort: 178", "PeeringNotSupported", "listen on no port"),
+        ("listenPort: 178", "PeeringNotSupported", "listen for none of them"),
     ],
 )
 def test_what_of_the_configuration_is_not_done_is_told(line: str, reason: str, why: str) -> None:

@@ -119,6 +119,29 @@ def test_an_override_is_printed_as_ours() -> None:
     assert replace(override, name="") == replace(expected, name="")
 
 
+def test_an_override_of_one_peer_alone_is_none_of_the_others() -> None:
+    two = CLUSTER + "    - {name: second, peerASN: 64513, peerAddress: 10.0.0.2}\n"
+    one = HEAD.format("CiliumBGPNodeConfigOverride", "gw1", "")
+    one += "  bgpInstances: [{name: main, peers: [{name: tor, localAddress: 10.0.0.11}]}]\n"
+    found = merged(two, CONFIG, one)
+    assert found.bgp is not None and [len(peer.overrides) for peer in found.bgp.peers] == [1, 0]
+    assert convert({"f.yaml": "---\n".join((two, CONFIG, one))}).errors == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "used", "is_told"),
+    [("120", 0, False), ("121", 121, False), ("65535", 65535, False), ("65536", 65535, True)],
+)
+def test_what_the_api_server_fills_in_asks_for_no_slow_retry(said: str, used: int, is_told: bool) -> None:
+    """The CRD's default, which stands in every object, is the same as nothing."""
+    found = merged(CLUSTER, CONFIG.replace("connectRetryTimeSeconds: 12", f"connectRetryTimeSeconds: {said}"))
+    assert found.bgp is not None and found.bgp.peers[0].connect_retry == used
+    assert [f"{each.object} {each.reason}: {each.message}" for each in found.refusals] == [
+        "CiliumBGPPeerConfig/usual PeeringNotSupported: 1.yaml:6:37: spec.timers.connectRetryTimeSeconds: found 65536 "
+        "s, expected at most 65535 s, which are used"
+    ] * is_told
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key"),
     [("192.0.2.1", "'::1'", "routerID"), ("65001", "0", "localASN"), ("1790", "65536", "localPort")],

@@ -127,6 +127,13 @@ def test_a_neighbor_that_is_not_used_is_told_once_and_without_another_nothing_is
     ]
 
 
+@pytest.mark.parametrize(("said", "used", "told"), [("120", 0, []), ("70000", 65535, ["PeeringNotSupported"])])
+def test_what_the_api_server_fills_in_asks_for_no_slow_retry(said: str, used: int, told: list[str]) -> None:
+    found = merged(POLICY.replace("connectRetryTimeSeconds: 12", f"connectRetryTimeSeconds: {said}"))
+    assert [peer.connect_retry for peer in peers_of(found)] == [used]
+    assert [refusal.reason for refusal in found.refusals] == told
+
+
 def test_it_is_printed_as_ours() -> None:
     printed = convert({"a.yaml": POLICY, "b.yaml": POOL})
     found = merge([read_text(printed.text)], allocations=None)
