@@ -27,8 +27,9 @@ from bgp.inside import patches
 
 PID_FILE = "speaker.pid"
 
-# No log below WARNING, no command-line pipes, no listening socket, no daemon; `reactor.speed` as it is: a faster loop
-# burns a core. `show adj-rib`, which is asked where the table is not ours, prints one JSON object per route.
+# No log below WARNING, no command-line pipes, no daemon, no socket that listens but those of peers (`listening.py`);
+# `reactor.speed` as it is: a faster loop burns a core. `show adj-rib`, which is asked where the table is not ours,
+# prints one JSON object per route.
 _ENVIRONMENT = {
     "exabgp_log_level": "WARNING",
     "exabgp_log_destination": "stderr",
