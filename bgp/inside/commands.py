@@ -101,6 +101,7 @@ class Commands:
                 if peer.established():
                     reactor.processes.negotiated(peer.neighbor, peer.proto.negotiated)
                     reactor.processes.up(peer.neighbor)
+            getattr(reactor.listener, "tell_again", lambda: None)()  # of `bgp.inside.listening`, if that is in place
             reactor.processes.answer_done(service)
             yield True
 

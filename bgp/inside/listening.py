@@ -2,9 +2,9 @@
 
 There is one socket for each place, a local address with a port and an interface, at which a session of the
 configuration may begin. A connection is that of the session whose peer's address it comes from, from whatever port; of
-anybody else it is closed without a word. Stock ExaBGP searches all peers for it, does not bind an address that the host
-has not yet, forgets a port that it could not have, keeps the MD5 key of a peer that has gone, and drops a router that
-comes back while its old session seems to be up.
+anybody else, or from too far away, it is closed, and the sessions that wait there say so. Stock ExaBGP searches all
+peers for it, does not bind an address that the host has not yet, does not start where it cannot have a port, keeps the
+MD5 key of a peer that has gone, and drops a router that comes back while its old session seems to be up.
 
 Runs inside ExaBGP's process; it imports ExaBGP, and nothing of the agent.
 """
@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
 
-RETRY = 1.0  # seconds until a place that could not be had is tried again
+RETRY = 1.0  # seconds until a place that could not be had is tried again, and its interface looked at
+OPEN_WAIT = 30.0  # seconds for the OPEN of a router whose session seems up
+TELL_AGAIN = 60.0  # seconds until it is told again who was sent away
 AT_ONCE = 32  # connections that are taken in one turn of the loop, which has others to do
 BACKLOG = 64
 TTL = 255  # of the answer to a SYN, too: a router with TTL security takes no other
@@ -76,7 +78,16 @@ class Listening:
     """A socket that listens, and the MD5 keys that the kernel has for it."""
 
     socket: socket.socket
+    index: int = 0  # of the interface: a new one of the same name gets nothing by a socket of the old one
     keys: dict[IPAddress, tuple[str, bool]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Failure:
+    """Why a place could not be had, and the names of sessions that say so."""
+
+    why: str
+    told: set[str] = field(default_factory=set)
 
 
 class Listener:
@@ -86,8 +97,10 @@ class Listener:
         self._reactor = reactor
         self._wanted: dict[Place, dict[IPAddress, Any]] = {}
         self._open: dict[Place, Listening] = {}
-        self._failed: dict[Place, str] = {}  # why a place could not be had
+        self._failed: dict[Place, Failure] = {}
         self._tried = 0.0
+        self._silent: dict[tuple[Place, IPAddress], tuple[socket.socket, float]] = {}  # of sessions that are up; until
+        self._sent_away: dict[tuple[Place, IPAddress | None], float] = {}  # when it was told; None = strangers
 
     def listen_on(self, *_: object) -> bool:
         """`close_unwanted`, which is called last, does it all. No port is worth a speaker that does not start."""
@@ -98,14 +111,23 @@ class Listener:
         self._wanted = places(self._reactor.configuration.neighbors.values())
         for place in self._open.keys() - self._wanted.keys():
             self._open.pop(place).socket.close()
-        self._failed = {place: why for place, why in self._failed.items() if place in self._wanted}
+        self._failed.clear()
+        self._sent_away.clear()
         for place in self._wanted:
             self._have(place)
+
+    def tell_again(self) -> None:
+        """There is a new relay, which has heard of nothing."""
+        for failure in self._failed.values():
+            failure.told.clear()
 
     def _have(self, place: Place) -> None:
         from exabgp.reactor.network.error import NetworkError
 
         sessions, listening = self._wanted[place], self._open.get(place)
+        if listening is not None and listening.index != index_of(place.interface):
+            self._open.pop(place).socket.close()
+            listening = None
         try:
             if listening is None:
                 listening = self._open[place] = begin(place, sessions)
@@ -117,43 +139,84 @@ class Listener:
             self._failed.pop(place, None)
 
     def _fail(self, place: Place, why: str) -> None:
-        """Such sessions are told of once: an attempt follows every second."""
+        """Each session says so once: an attempt follows every second."""
         from exabgp.logger import log
 
         if (listening := self._open.pop(place, None)) is not None:
             listening.socket.close()  # rather none than one without the keys of all
-        if self._failed.get(place) != why:
-            self._failed[place] = why
-            log.error(lambda: f"cannot listen on {place}: {why}", "network")
-            self._tell(place, why)
+        failure, reason = self._failed.get(place), f"cannot listen on {place}: {why}"
+        if failure is None or failure.why != why:
+            failure = self._failed[place] = Failure(why)
+            log.error(lambda: reason, "network")
+        for neighbor in self._wanted[place].values():
+            if neighbor.name() not in failure.told and self._tell(neighbor, reason):
+                failure.told.add(neighbor.name())
 
-    def _tell(self, place: Place, why: str) -> None:
+    def _tell(self, neighbor: Any, why: str) -> bool:
+        """Whether it was told: not of a session that is up, and not while the relay is not there yet."""
         from exabgp.reactor.api.processes import ProcessError
 
-        with suppress(ProcessError, KeyError):  # the relay is not there yet: the log has it
-            for neighbor in self._wanted[place].values():
-                self._reactor.processes.down(neighbor, f"cannot listen on {place}: {why}")
+        peer = self._reactor._peers.get(neighbor.name())
+        if peer is not None and peer.established():
+            return False
+        try:
+            self._reactor.processes.down(neighbor, why)
+        except (ProcessError, KeyError):
+            return False
+        return True
 
     def incoming(self) -> bool:
         """Takes what has connected. False: there is nothing that the loop must do about it."""
-        if self._failed and time.monotonic() - self._tried >= RETRY:
-            self._tried = time.monotonic()
-            for place in [*self._failed]:
+        now = time.monotonic()
+        if now - self._tried >= RETRY:
+            self._tried = now
+            for place in [place for place in self._wanted if place.interface or place in self._failed]:
                 self._have(place)
+        for (place, address), (connection, until) in [*self._silent.items()]:
+            del self._silent[place, address]
+            self._take(place, connection, address, until)
         for place, listening in [*self._open.items()]:
             with suppress(OSError):  # there is none, or it has gone already
                 for _ in range(AT_ONCE):
                     connection, (address, *_) = listening.socket.accept()
-                    self._take(place, connection, ip_address(address.partition("%")[0]))
+                    self._meet(place, connection, ip_address(address.partition("%")[0]), now + OPEN_WAIT)
         return False
 
-    def _take(self, place: Place, connection: socket.socket, address: IPAddress) -> None:
+    def _meet(self, place: Place, connection: socket.socket, address: IPAddress, until: float) -> None:
+        neighbor = self._wanted[place].get(address)
+        if neighbor is None:
+            connection.close()
+            why = f"{address} connected to {place}, and no session there is with it"
+            self._tell_of(place, None, why, self._wanted[place].values())
+        elif not near_enough(connection, neighbor):
+            connection.close()
+            self._tell_of(place, address, f"{address} connected to {place} from too far away", [neighbor])
+        else:
+            self._take(place, connection, address, until)
+
+    def _tell_of(self, place: Place, address: IPAddress | None, why: str, neighbors: Iterable[Any]) -> None:
+        """Who was sent away, so that a session that waits for its router says more than that it does."""
+        now, key = time.monotonic(), (place, address)
+        if now - self._sent_away.get(key, -TELL_AGAIN) >= TELL_AGAIN:
+            self._sent_away[key] = now
+            for neighbor in neighbors:
+                self._tell(neighbor, why)
+
+    def _take(self, place: Place, connection: socket.socket, address: IPAddress, until: float) -> None:
+        """What has gone already, as a look whether the port is open, changes nothing. A session that is up is not ended
+        for a router that says nothing.
+        """
         from exabgp.reactor.network.error import NetworkError
 
-        neighbor = self._wanted[place].get(address)
+        neighbor = self._wanted.get(place, {}).get(address)
         peer = self._reactor._peers.get(neighbor.name()) if neighbor is not None else None
-        if peer is None or not near_enough(connection, neighbor):
+        heard = is_heard(connection)
+        is_late = time.monotonic() >= until
+        if peer is None or heard is False or (heard is None and peer.established() and is_late):
             connection.close()
+            return
+        if heard is None and peer.established():
+            self._wait_for(place, connection, address, until)
             return
         try:
             incoming = accepted(connection, neighbor)
@@ -163,12 +226,39 @@ class Listener:
         if refused is not None:
             self._reactor.asynchronous.schedule(str(uuid.uuid1()), "refusing a connection", refused)
 
+    def _wait_for(self, place: Place, connection: socket.socket, address: IPAddress, until: float) -> None:
+        """Of several silent ones of a router the last."""
+        if (older := self._silent.pop((place, address), None)) is not None:
+            older[0].close()
+        self._silent[place, address] = connection, until
+
     def stop(self) -> None:
+        for connection, _ in self._silent.values():
+            connection.close()
+        self._silent.clear()
         for listening in self._open.values():
             listening.socket.close()
         self._open.clear()
         self._wanted.clear()
         self._failed.clear()
+
+
+def index_of(interface: str) -> int:
+    """The kernel's; 0 = there is none of that name."""
+    try:
+        return socket.if_nametoindex(interface) if interface else 0
+    except OSError:
+        return 0
+
+
+def is_heard(connection: socket.socket) -> bool | None:
+    """Whether the other end has said something that is not read yet; False = it has gone, None = not yet."""
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return None
+    except OSError:
+        return False
 
 
 def begin(place: Place, sessions: Sessions) -> Listening:
@@ -179,7 +269,8 @@ def begin(place: Place, sessions: Sessions) -> Listening:
     from exabgp.reactor.network.tcp import bind_to_device
 
     is_v4 = place.local.version == 4
-    listening = Listening(socket.socket(socket.AF_INET if is_v4 else socket.AF_INET6, socket.SOCK_STREAM))
+    family = socket.AF_INET if is_v4 else socket.AF_INET6
+    listening = Listening(socket.socket(family, socket.SOCK_STREAM), index_of(place.interface))
     try:
         listening.socket.setblocking(False)
         for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
@@ -226,10 +317,14 @@ def settle(listening: Listening, sessions: Sessions) -> None:
 
 def near_enough(connection: socket.socket, neighbor: Any) -> bool:
     """Whether its first packet had the TTL that the session asks for (GTSM, RFC 5082): the socket that listens asks for
-    what the least strict one of its sessions does.
+    what the least strict one of its sessions does. Where the kernel has kept none, what comes from now on must have it
+    (`accepted`).
     """
     asked = neighbor["incoming-ttl"] or 0
-    return not asked or ttl_of_syn(connection.getsockopt(socket.IPPROTO_TCP, TCP_SAVED_SYN, 256)) >= asked
+    if not asked:
+        return True
+    ttl = ttl_of_syn(connection.getsockopt(socket.IPPROTO_TCP, TCP_SAVED_SYN, 256))
+    return ttl == 0 or ttl >= asked
 
 
 def accepted(connection: socket.socket, neighbor: Any) -> Any:
@@ -246,8 +341,8 @@ def accepted(connection: socket.socket, neighbor: Any) -> Any:
 
 
 def take_anew(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """A router that connects while its session seems to be up has lost it: its paths are kept, as was agreed, and a new
-    session begins (RFC 4724, section 5). Without graceful restart the old one stays until its hold time is over.
+    """A router that opens another session while one seems to be up has lost that: its paths are kept, as was agreed,
+    and a new one begins (RFC 4724, section 5). Without graceful restart the old one stays until its hold time is over.
 
     A peer that is left alone for what it announced does not get around that by connecting itself.
     """

@@ -31,19 +31,28 @@ class Speaker:
     def __init__(self) -> None:
         self.taken: list[str] = []  # ends of the connections of each peer
         self.told: list[str] = []
+        self.is_up = False
+        self.has_relay = True
         self.open: list[Any] = []
         self.listener = Listener(self)
         self.asynchronous = SimpleNamespace(schedule=lambda *_: None)
-        self.processes = SimpleNamespace(down=lambda neighbor, why: self.told.append(why))
+        self.processes = SimpleNamespace(down=self._down)
         self._peers: dict[str, Any] = {}
 
     def load(self, *peers: SpeakerPeer) -> None:
         self.configuration = loaded(conf.peers_text(peers))
         self._peers = {
-            name: SimpleNamespace(handle_connection=lambda it, n=neighbor: self._take(n, it))
+            name: SimpleNamespace(
+                handle_connection=lambda it, n=neighbor: self._take(n, it), established=lambda: self.is_up
+            )
             for name, neighbor in self.configuration.neighbors.items()
         }
         self.listener.close_unwanted(set())
+
+    def _down(self, neighbor: Any, why: str) -> None:
+        if not self.has_relay:
+            raise KeyError("relay")
+        self.told.append(why)
 
     def _take(self, neighbor: Any, connection: Any) -> None:
         self.open.append(connection)
@@ -111,6 +120,9 @@ def test_a_stranger_is_sent_away_and_costs_nothing(speaker: Speaker, port: int) 
         assert speaker.turns(1) == ["127.0.0.2 to 127.0.0.1"]
         with suppress(ConnectionError):
             assert stranger.recv(1) == b""
+        with closing(connected("127.0.0.5", "127.0.0.1", port)), closing(connected("127.0.0.2", "127.0.0.1", port)):
+            speaker.turns(2)
+    assert speaker.told == [f"127.0.0.4 connected to 127.0.0.1 port {port}, and no session there is with it"]
 
 
 @pytest.mark.parametrize("others", [0, 1], ids=["all-ask", "one-of-two"])
@@ -122,6 +134,7 @@ def test_who_is_too_far_is_not_heard(speaker: Speaker, port: int, others: int) -
     if others:
         with closing(connected("127.0.0.2", "127.0.0.1", port)), closing(connected("127.0.0.3", "127.0.0.1", port)):
             assert speaker.turns(1) == ["127.0.0.3 to 127.0.0.1"]
+        assert speaker.told == [f"127.0.0.2 connected to 127.0.0.1 port {port} from too far away"]
     with closing(connected("127.0.0.2", "127.0.0.1", port, ttl=255)):
         assert speaker.turns(1 + others)[-1] == "127.0.0.2 to 127.0.0.1"
     (listening_,) = speaker.listener._open.values()
@@ -148,6 +161,90 @@ def test_a_port_that_somebody_has_is_told_once_and_had_when_it_is_free(
     speaker.listener.incoming()
     with closing(connected("127.0.0.2", "127.0.0.1", port)):
         assert speaker.turns(1) == ["127.0.0.2 to 127.0.0.1"]
+
+
+def test_who_has_not_heard_that_a_port_is_not_had_is_told_later(
+    speaker: Speaker, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "RETRY", 0.0)
+    first = replace(FIRST, listen_port=port)
+
+    def told_in_two_turns() -> int:
+        for _ in range(2):
+            speaker.listener.incoming()
+        return len(speaker.told)
+
+    with closing(socket.socket()) as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        speaker.has_relay = False  # as at the start, when the configuration is loaded before there is one
+        speaker.load(first)
+        assert told_in_two_turns() == 0
+        speaker.has_relay = True
+        assert told_in_two_turns() == 1
+        speaker.listener.tell_again()
+        assert told_in_two_turns() == 2
+        speaker.load(first, replace(first, address=ip_address("127.0.0.3")))
+        assert told_in_two_turns() == 4
+        speaker.is_up = True
+        speaker.load(first)
+        assert told_in_two_turns() == 4
+
+
+def test_an_interface_that_was_made_anew_has_a_new_socket(
+    speaker: Speaker, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that is bound to a device is bound to its index, which nobody has any more."""
+    monkeypatch.setattr(listening, "RETRY", 0.0)
+    speaker.load(replace(FIRST, listen_port=port, interface="lo"))
+    (before,) = speaker.listener._open.values()
+    speaker.listener.incoming()
+    assert [*speaker.listener._open.values()] == [before]
+    monkeypatch.setattr(listening, "index_of", lambda interface: 77)
+    speaker.listener.incoming()
+    (now,) = speaker.listener._open.values()
+    assert (before.socket.fileno(), now.index) == (-1, 77)
+    with closing(connected("127.0.0.2", "127.0.0.1", port)):
+        assert speaker.turns(1) == ["127.0.0.2 to 127.0.0.1"]
+
+
+def test_a_session_that_is_up_is_not_disturbed_by_who_says_nothing(
+    speaker: Speaker, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaker.load(replace(FIRST, listen_port=port))
+    speaker.is_up = True
+    connected("127.0.0.2", "127.0.0.1", port).close()  # a look whether the port is open
+    with (
+        closing(connected("127.0.0.2", "127.0.0.1", port)) as first,
+        closing(connected("127.0.0.2", "127.0.0.1", port)) as second,
+    ):
+        for _ in range(3):
+            speaker.listener.incoming()
+        assert first.recv(1) == b"" and speaker.taken == []
+        second.send(b"\xff" * 16)
+        assert speaker.turns(1) == ["127.0.0.2 to 127.0.0.1"]
+    monkeypatch.setattr(listening, "OPEN_WAIT", 0.0)
+    with closing(connected("127.0.0.2", "127.0.0.1", port)) as late:
+        speaker.listener.incoming()
+        assert late.recv(1) == b"" and len(speaker.taken) == 1
+
+
+def test_one_that_waits_is_taken_once_the_session_is_over(speaker: Speaker, port: int) -> None:
+    speaker.load(replace(FIRST, listen_port=port))
+    speaker.is_up = True
+    with closing(connected("127.0.0.2", "127.0.0.1", port)):
+        speaker.listener.incoming()
+        assert speaker.taken == []
+        speaker.is_up = False
+        assert speaker.turns(1) == ["127.0.0.2 to 127.0.0.1"]
+
+
+@pytest.mark.parametrize(("ttl", "taken"), [(b"", True), (b"\xff", True), (b"\x40", False)])
+def test_without_a_saved_header_the_kernel_s_minimum_is_what_counts(ttl: bytes, taken: bool) -> None:
+    """As under a flood of SYNs, which the kernel answers with cookies."""
+    header = bytes([0x45]) + bytes(7) + ttl + bytes(11) if ttl else b""
+    connection: Any = SimpleNamespace(getsockopt=lambda level, option, size: header)
+    assert listening.near_enough(connection, {"incoming-ttl": 255}) is taken
 
 
 def test_an_address_that_the_host_has_not_yet_is_no_fault(speaker: Speaker, port: int) -> None:
