@@ -54,7 +54,7 @@ class StoreConfig:
     """How to reach the API server; none = the service account of the pod."""
     namespace: str = "routerd"
     """Namespace of what routerd itself keeps in the API server, and of ConfigMaps of its own."""
-    metallb_status: bool = False
+    metallb_status: bool = True
     """Whether ServiceBGPStatus and ConfigurationState of MetalLB are written there, where their CRDs are: the former is
     an object for each node and Service."""
 

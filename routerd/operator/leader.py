@@ -84,7 +84,7 @@ class Candidate:
     service_cidrs: tuple[IPNetwork, ...] = ()
     patience: Patience = field(default_factory=Patience)
     cloud: CloudSettings = field(default_factory=CloudSettings)
-    metallb_status: bool = False  # whether the configuration's state is shown as MetalLB shows it
+    metallb_status: bool = True  # whether the configuration's state is shown as MetalLB shows it
     clouds: Clouds | None = field(init=False, default=None)
     operator: Operator | None = field(init=False, default=None)
     publisher: Publisher | None = field(init=False, default=None)
@@ -176,8 +176,7 @@ class Candidate:
                 group.create_task(self._state_shown().run(), name="configuration-state")
 
     def _state_shown(self) -> ShownObjects:
-        kind, timings = CONFIGURATION_STATES, self.timings
-        shown = ShownObjects(self.client, kind, self.namespace, OPERATOR, timings.pace, timings.absent)
+        shown = ShownObjects(self.client, CONFIGURATION_STATES, self.namespace, OPERATOR, self.timings)
         shown.wanted = lambda: configuration_state(self.store.snapshot()) if self.lease.is_held() else None
         return shown
 

@@ -32,8 +32,8 @@ NAMESPACES = ("routerd", "default", "kube-system")  # where tests put things
 AT_ONCE = 16  # requests
 NAMESPACE_DEPTH = 4  # slashes in the path of a namespace
 QUICK = Timings(
-    silence=5.0, watch=60.0, first_pause=0.02, last_pause=0.1, absent=0.1, confirm=0.05, stale=0.1, heartbeat=60.0,
-    gather=0.001,
+    silence=5.0, watch=60.0, first_pause=0.02, last_pause=0.1, absent=0.1, unserved=0.1, confirm=0.05, stale=0.1,
+    heartbeat=60.0, gather=0.001,
 )  # fmt: skip
 LEASE = LeaseTimes(60.0, 50.0, 0.05)  # held for longer than any test; its end gives it back
 Json = dict[str, Any]
@@ -325,15 +325,13 @@ async def operator(
     token: str = "",
     cooldown: float = 0.5,
     patience: Patience | None = None,
-    metallb_status: bool = False,
     **more: Any,
 ) -> AsyncIterator[Candidate]:
     client = Client(Path(found.server.kubeconfig_for(token) if token else found.server.kubeconfig))
     await client.open()
     lease = Lease(client, "routerd", identity, times, **more)
     one = Candidate(
-        client, "routerd", lease, AssignSettings(Timers(cooldown=cooldown)), timings, patience=patience or Patience(),
-        metallb_status=metallb_status,
+        client, "routerd", lease, AssignSettings(Timers(cooldown=cooldown)), timings, patience=patience or Patience()
     )  # fmt: skip
     try:
         async with running(one.run()):

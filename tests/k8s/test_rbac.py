@@ -113,7 +113,7 @@ async def work(found: Cluster) -> None:
             await eventually(lambda: is_open(found), "the node is opened to pods")
             await eventually(lambda: is_called_absent(found), "no word comes of an agent")
         await show_a_service(found, store.store)
-        async with operator(found, "b", token=tokens[1], metallb_status=True):
+        async with operator(found, "b", token=tokens[1]):
             await settled(found, count=2)
             await found.apply(a_service("more", 81))
             await store.until(lambda one: "default/more" in given(one), "agents read the parts")

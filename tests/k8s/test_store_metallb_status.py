@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from routerd.store.kubernetes.status import shown
+from routerd.store.kubernetes.status.metallb import owner_of, service_statuses
 from tests.k8s.deployment import foreign
-from tests.k8s.store_lab import Cluster, Json, agent_store, bgp_config, cluster, config_map, node, operator
+from tests.k8s.store_lab import Cluster, Json, agent_store, bgp_config, cluster, config_map, namespace, node, operator
 from tests.waiting import eventually
 
 GROUP = "/apis/metallb.io/v1beta1/namespaces/routerd"
@@ -113,6 +114,55 @@ def test_a_node_writes_few_objects_after_each_look(monkeypatch: pytest.MonkeyPat
     asyncio.run(story())
 
 
+def service_status(place: str, name: str, **labels: str) -> Json:
+    """As MetalLB's speaker makes it, of the same node and Service."""
+    of = {"metallb.io/node": "node1", "metallb.io/service-name": "web", "metallb.io/service-namespace": "default"}
+    meta = {"name": name, "namespace": place, "labels": {**of, **labels}}
+    status = {"node": "node1", "serviceName": "web", "serviceNamespace": "default", "peers": ["theirs"]}
+    return {"apiVersion": "metallb.io/v1beta1", "kind": "ServiceBGPStatus", "metadata": meta, "status": status}
+
+
+def configuration_state(place: str, name: str) -> Json:
+    meta = {"name": name, "namespace": place, "labels": {"metallb.io/component-type": "controller"}}
+    status = {"result": "Invalid", "errorSummary": "theirs", "lastError": "theirs"}
+    return {"apiVersion": "metallb.io/v1beta1", "kind": "ConfigurationState", "metadata": meta, "status": status}
+
+
+def test_objects_of_a_metallb_beside_are_left_alone() -> None:
+    """Whatever their namespace, and also one that has the name of ours."""
+    (own,) = service_statuses("node1", {"default/web": ()})
+    theirs = [
+        service_status("metallb-system", "bgp-x7k2p"),
+        service_status("routerd", "bgp-x7k2p"),
+        service_status("routerd", "bgp-of-another", **{"routerd.io/status-of": owner_of("node2")}),
+        service_status("metallb-system", own),
+        configuration_state("metallb-system", "controller"),
+        configuration_state("routerd", "controller"),
+        configuration_state("routerd", "routerd-operator"),
+    ]
+
+    async def story() -> None:
+        async with cluster(node("node1"), bgp_config()) as api:
+            await define(api)
+            await api.apply(namespace("metallb-system"), *theirs)
+            paths = [f"{await api.path(each)}/{each['metadata']['name']}" for each in theirs]
+            before = [await api.get(path) for path in paths]
+            async with agent_store(api) as agent, operator(api) as one:
+                agent.store.report_services(lambda: {"default/web": ("tor",), "default/mail": ("tor",)})
+
+                async def is_shown() -> bool:
+                    found = (await api.get(STATUSES))["items"]
+                    return [(each.get("status") or {}).get("peers") for each in found].count(["tor"]) == 2
+
+                await eventually(is_shown, "ours are there")
+                await eventually(lambda: one.client.responses["POST", 409], "its name is somebody else's")
+                agent.store.report_services(dict)
+                await eventually(lambda: agent.client.responses["DELETE", 200] == 2, "ours are gone")
+            assert [await api.get(path) for path in paths] == before
+
+    asyncio.run(story())
+
+
 def test_the_state_of_the_configuration_is_shown_by_the_operator() -> None:
     async def state(api: Cluster) -> Json:
         return dict((await api.find(f"{GROUP}/configurationstates/routerd-operator")).get("status") or {})
@@ -120,7 +170,7 @@ def test_the_state_of_the_configuration_is_shown_by_the_operator() -> None:
     async def story() -> None:
         async with cluster(node("node1"), bgp_config()) as api:
             await define(api)
-            async with operator(api, metallb_status=True):
+            async with operator(api):
 
                 async def is_valid() -> bool:
                     return await state(api) == {"result": "Valid", "errorSummary": "", "lastError": ""}

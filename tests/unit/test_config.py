@@ -102,6 +102,8 @@ native-routing: {auto-direct-node-routes: true, learn: ["fd00::/48", 10.244.0.0/
     assert (config.operator.retention, config.operator.egress_retention, config.operator.cooldown) == (86400, 0, 300)
     assert config.operator.metrics_listen == (IPv4Address("0.0.0.0"), 9001)
     assert parse_config(HEAD + 'metrics-listen: ""\n').metrics_listen is None
+    off = parse_config(HEAD + "store: {metallb-status: false}\n").store
+    assert (off.metallb_status, Config().store.metallb_status) == (False, True)
     assert parse_config(HEAD + 'operator: {metrics-listen: ""}\n').operator.metrics_listen is None
 
 

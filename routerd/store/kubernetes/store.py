@@ -113,9 +113,7 @@ class KubernetesStore:
         self.events = Events(client, AgentOf(scope.node), self.uid_of, timings)
         self._told: Callable[[], Iterable[Refusal]] = tuple
         self._heartbeats = Heartbeats(client, scope.namespace, scope.node, self._uid_of_node, timings)
-        self._service_statuses = ShownObjects(
-            client, SERVICE_STATUSES, scope.namespace, owner_of(scope.node), timings.pace, timings.absent
-        )
+        self._service_statuses = ShownObjects(client, SERVICE_STATUSES, scope.namespace, owner_of(scope.node), timings)
         self._is_gateway = False  # this node may be one
         self._dirty = {each.collection.resource.kind.name for each in self.reflectors}
         self._changed = asyncio.Event()

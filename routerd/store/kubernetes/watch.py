@@ -51,6 +51,8 @@ class Timings:
     that begin earlier, and a watch at ours would wait for ever."""
     absent: float = 30.0
     """Between looks for a kind whose CRD is absent."""
+    unserved: float = 300.0
+    """The same for one that is only written, as status of another maker's: 1,000 nodes look three times a second."""
     confirm: float = 5.0
     """After which a second look is made when a kind that had objects seems to be absent, or is refused."""
     stale: float = 10.0

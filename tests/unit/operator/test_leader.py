@@ -82,6 +82,21 @@ async def leading(one: Candidate) -> AsyncIterator[None]:
             await task
 
 
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_configuration_s_state_is_shown_unless_it_is_switched_off(is_on: bool) -> None:
+    async def story() -> None:
+        one = candidate(Objects())
+        assert one.metallb_status
+        one.metallb_status = is_on
+        async with leading(one):
+            await eventually(lambda: one.publisher is not None)
+            await eventually(lambda: "publisher" in {task.get_name() for task in asyncio.all_tasks()})
+            await turns()
+            assert ("configuration-state" in {task.get_name() for task in asyncio.all_tasks()}) == is_on
+
+    asyncio.run(story())
+
+
 async def no(one: Candidate) -> str:
     with pytest.raises(RequestRefused) as refused:
         await one.answer({"get": "ledger"})

@@ -1,7 +1,8 @@
 """Objects with a status that one process makes for people, and keeps as they should be: few at a time, on change alone.
 
-Their kind is another maker's, and may be absent: that is looked for again. They are read once, and what others do to
-them afterwards is noticed when they are written.
+Their kind is another maker's, and may be absent: that is looked for again, seldom, as every node does. They are read
+once, and what others do to them afterwards is noticed when they are written. Ours bear a label of ours; another's of
+the kind is left alone, also one that has the name of one of ours.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 from routerd.formats.kinds import Kind
 from routerd.log import event
 from routerd.store.kubernetes.client import ApiError, Client
-from routerd.store.kubernetes.contact import Pace
 from routerd.store.kubernetes.resources import collection_path, object_path
 from routerd.store.kubernetes.status.metallb import OWNER_LABEL, Shown
+from routerd.store.kubernetes.watch import Timings
 
 LOGGER = logging.getLogger("routerd.store")
 PERIOD = 10.0  # seconds between two looks at what should be there, at least
@@ -30,12 +31,12 @@ Status = Mapping[str, Any]
 class ShownObjects:
     """`run` beside the store; `wanted` gives the objects by name; None = not known, or not ours to write now."""
 
-    def __init__(self, client: Client, kind: Kind, namespace: str, owner: str, pace: Pace, absent: float) -> None:
-        """`absent`: seconds between looks for the kind."""
+    def __init__(self, client: Client, kind: Kind, namespace: str, owner: str, timings: Timings) -> None:
         self._client, self._kind, self._namespace, self._owner = client, kind, namespace, owner
-        self._pace, self._absent = pace, absent
+        self._timings = timings
         self.writers: Callable[[], int] = lambda: 1  # processes that have such objects
         self._there: dict[str, Status] | None = None  # None = to be read
+        self._others: set[str] = set()  # names that somebody else's have
         self._logged = ""
         self.wanted: Callable[[], Mapping[str, Shown] | None] = lambda: None
 
@@ -51,9 +52,16 @@ class ShownObjects:
                 written = await self._catch_up(wanted)
                 self._logged = ""
             except ApiError as error:
+                pause = max(self._pause(error), error.retry_after)
                 self._there = None
                 self._log(error)
-                await self._client.rest(error, max(self._absent, error.retry_after), self._pace)
+                await self._client.rest(error, pause, self._timings.pace)
+
+    def _pause(self, error: ApiError) -> float:
+        """Long where it cannot be listed: there is no such kind, or an older role of ours says nothing of it."""
+        if self._there is None and error.status in (403, 404):
+            return self._timings.unserved * random.uniform(0.75, 1.25)
+        return self._timings.last_pause
 
     def _log(self, error: ApiError) -> None:
         """Once; that there is no such kind is ordinary."""
@@ -64,40 +72,49 @@ class ShownObjects:
     async def _catch_up(self, wanted: Mapping[str, Shown]) -> int:
         """How many were written. What is too much goes first: it says what is not so."""
         if self._there is None:
-            self._there = await self._read()
+            self._there, self._others = await self._read(), set()
         there = self._there
         gone = (name for name in list(there) if name not in wanted)
-        news = (name for name, each in wanted.items() if not _says(there.get(name), each.status))
+        ours = (name for name in wanted if name not in self._others)
+        news = (name for name in ours if not _says(there.get(name), wanted[name].status))
         names = [*islice(gone, BATCH), *islice(news, BATCH)][:BATCH]
         for name in names:
-            if name in wanted:
-                await self._put(name, wanted[name])
-                there[name] = wanted[name].status
-            else:
+            if name not in wanted:
                 await self._remove(name)
                 del there[name]
+            elif name in there or await self._make(name, wanted[name]):
+                await self._say(name, wanted[name].status)
+                there[name] = wanted[name].status
+            else:
+                self._leave(name)
         return len(names)
 
-    async def _read(self) -> dict[str, Status]:
+    def _leave(self, name: str) -> None:
+        self._others.add(name)
+        about = {"object": f"{self._kind.name}/{self._namespace}/{name}", "reason": "it is somebody else's"}
+        event(LOGGER, logging.WARNING, "status-not-written", **about)
+
+    async def _read(self, **selection: str) -> dict[str, Status]:
+        """Ours."""
         path = collection_path(self._kind, self._namespace)
-        found = await self._client.get(path, labelSelector=f"{OWNER_LABEL}={self._owner}")
+        found = await self._client.get(path, labelSelector=f"{OWNER_LABEL}={self._owner}", **selection)
         return {str(each["metadata"]["name"]): each.get("status") or {} for each in found.get("items") or ()}
 
-    async def _put(self, name: str, each: Shown) -> None:
-        assert self._there is not None
-        if name not in self._there:
-            await self._make(name, each)
+    async def _say(self, name: str, status: Status) -> None:
         path = object_path(self._kind, name, self._namespace, "status")
-        await self._client.patch(path, {"status": dict(each.status)})
+        await self._client.patch(path, {"status": dict(status)})
 
-    async def _make(self, name: str, each: Shown) -> None:
+    async def _make(self, name: str, each: Shown) -> bool:
+        """False = somebody else's has that name."""
         meta = {"name": name, "namespace": self._namespace, "labels": {**each.labels, OWNER_LABEL: self._owner}}
         body = {"apiVersion": self._kind.api_version, "kind": self._kind.name, "metadata": meta}
         try:
             await self._client.create(collection_path(self._kind, self._namespace), body)
         except ApiError as error:
-            if error.reason != "AlreadyExists":  # else it was made, and its status was not written
+            if error.reason != "AlreadyExists":
                 raise
+            return name in await self._read(fieldSelector=f"metadata.name={name}")  # as of another agent of the node
+        return True
 
     async def _remove(self, name: str) -> None:
         try:
