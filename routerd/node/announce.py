@@ -61,11 +61,16 @@ class Announcements:
     """What the speaker should hold, with the owners of each prefix and every "no"."""
 
     desired: Desired
-    owners: Mapping[IPNetwork, tuple[Ref, ...]] = field(default_factory=dict)
+    owners: Mapping[IPNetwork, tuple[Ref, ...]] = field(default_factory=dict)  # of what anybody gets
     refusals: tuple[Refusal, ...] = ()
     drain: Drain | None = None  # why the node leaves
     entries: Mapping[SessionKey, Peer] = field(default_factory=dict)  # what each session is configured by
     aggregates: frozenset[IPNetwork] = frozenset()  # prefixes that need a blackhole route first
+    shares: Mapping[SessionKey, Mapping[IPNetwork, tuple[Ref, ...]]] = field(default_factory=dict)
+
+    def owners_in(self, session: SessionKey, prefix: IPNetwork) -> tuple[Ref, ...]:
+        """Those for whom this session carries the prefix; `shares` has the owners of what its peer is meant to get."""
+        return self.shares.get(session, {}).get(prefix, ())
 
 
 def scene_of(
@@ -482,7 +487,8 @@ def announcements(
     ribs = {key: kept.ribs[carrier].paths for key, carrier in carriers.items()}
     refusals += [*opened.refusals, *_unknown_peers(scene)]
     desired = Desired(opened.sessions, ribs)
-    return Announcements(desired, kept.owners(), tuple(refusals), drain, opened.entries, kept.aggregates())
+    shares = {key: kept.tables[carrier.audience].owners for key, carrier in carriers.items()}
+    return Announcements(desired, kept.owners(), tuple(refusals), drain, opened.entries, kept.aggregates(), shares)
 
 
 def _carrier(session: SpeakerPeer, audience: Audience) -> Carrier:

@@ -194,17 +194,25 @@ def with_lost_paths(state: NodeState, lost: Ribs, before: Before, limits: Limits
     prefixes = {prefix for rib in lost.values() for prefix in rib}
     former_owners = former.owners if former is not None else {}
     owners = {**{prefix: former_owners.get(prefix, ()) for prefix in prefixes}, **announced.owners}
+    held = {key: {**_shares(former, key, rib), **announced.shares.get(key, {})} for key, rib in lost.items()}
     message = (
         f"{len(prefixes)} paths would be withdrawn at once, and no change explains it: they are held for "
         f"{limits.hold:g} s; look at the store, then let it come back or run `routerd release-brake`"
     )
     refusal = Refusal(Ref(BGP), "WithdrawalHeld", message)
-    announcements = replace(announced, desired=Desired(peers, ribs), owners=owners)
+    announcements = replace(announced, desired=Desired(peers, ribs), owners=owners, shares={**announced.shares, **held})
     refusals = tuple(sorted({*state.refusals, refusal}, key=lambda each: each.order))
     egress = _kept_egress(state, before, now, prefixes)
     rooms = {**state.rooms, EGRESS_ROOM: egress, FIB_ROOM: _kept_blackholes(state, before, prefixes)}
     may_retire = _may_retire(prefixes, before, now)
     return NodeState(announcements, rooms, refusals, may_retire=may_retire, selecting=state.selecting)
+
+
+def _shares(
+    former: Announcements | None, session: SessionKey, prefixes: Iterable[IPNetwork]
+) -> dict[IPNetwork, tuple[Ref, ...]]:
+    """The owners that held `prefixes` had in the session; () = nobody tells."""
+    return {prefix: former.owners_in(session, prefix) if former is not None else () for prefix in prefixes}
 
 
 # --- egress: what is added passes always, and what held paths lead to stays

@@ -115,7 +115,7 @@ def announced_services(
     for key, rib in announced.desired.ribs.items():
         label = announced.desired.peers[key].description or name_of[key]
         told = (prefix for prefix in rib if prefix not in unannounced)
-        for owner in (owner for prefix in told for owner in announced.owners.get(prefix, ())):
+        for owner in (owner for prefix in told for owner in announced.owners_in(key, prefix)):
             if owner.kind == SERVICE:
                 found.setdefault(owner.key, set()).add(label)
     return {service: tuple(sorted(peers)) for service, peers in found.items()}

@@ -388,7 +388,7 @@ def _state(key: bytes) -> Sentence[NodeState]:
         Announcements,
         (
             Part("desired", lambda it: bgp.of(it.desired)),
-            Part("owners refusals drain entries aggregates", lambda it: ()),  # why, not what
+            Part("owners refusals drain entries aggregates shares", lambda it: ()),  # why, not what
         ),
     )
     return Sentence(

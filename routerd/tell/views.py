@@ -319,7 +319,7 @@ def _paths(view: View) -> list[Row]:
                     "origin": path.origin,
                     "communities": _joined(path.communities),
                     "session": _session_word(view.peers.get(key) or PeerView(key), prefix),
-                    "owners": _joined(announced.owners.get(prefix, ())),
+                    "owners": _joined(announced.owners_in(key, prefix)),
                 }
             )
     return path_rows

@@ -323,3 +323,5 @@ def test_an_aggregate_that_is_held_keeps_its_blackhole() -> None:
     for seconds, aggregates in ((60.0, {wide}), (LIMITS.hold, set())):
         assert story.see(lost, seconds) == len(aggregates)
         assert story.state.rooms[FIB_ROOM].aggregates.keys() == aggregates
+        assert story.state.announcements is not None
+        assert len(story.state.announcements.owners_in(SESSION, wide)) == COUNT * len(aggregates)
