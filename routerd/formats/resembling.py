@@ -55,8 +55,8 @@ def _key_meant(meta: Meta, key: str, text: str) -> str:
 def node_labels(node: Node, value: Value) -> Iterator[Refusal]:
     """Labels and annotations of a node that are nearly one of the labels that count."""
     for word, given in (("labels", node.labels), ("annotations", node.annotations)):
-        for key in given:
-            meant = _label_meant(key, NODE_LABELS)
+        for key, text in given.items():
+            meant = _label_meant(key, NODE_LABELS) if "/" in key or not text else ""  # a bare one with a value: users'
             if meant and not (word == "labels" and key == meant):
                 what = f'the label "{meant}"' if word == "annotations" else f'"{meant}"'
                 message = f'{value.origin}: {word}: "{key}" is not read; did you mean {what}?'

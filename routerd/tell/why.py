@@ -67,6 +67,7 @@ FEW_PORTS = 256  # below, the ports of a node's questions to one resolver are so
 EXTERNAL = "do its policies take it to externalIPs of services?"
 IN_CLUSTER = "any user may write them, so they are not in the cluster unless egress.in-cluster holds their network"
 BEHIND = "do its policies take it to endpoints of services outside the cluster?"
+WINNER = "of one destination the higher priority wins, then the older policy, then the name"
 CAPPED = "is what it sends limited?"
 FURTHER = "does it have other networks?"
 OTHER_WAYS = (
@@ -478,16 +479,23 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
         yield Step(CAPPED, False, "BandwidthNotLimited", f"{' and '.join(caps)} {REDIRECTED}", note=True)
     allocations = snapshot.allocations or Allocations()
     for policy in policies:
+        beaten = _beaten(policy, policies)
+        for winner in sorted(set(beaten.values())):
+            lost = [each for each, by in beaten.items() if by == winner]
+            yield Step(_question(policy, lost), False, "OtherPolicyWins", f"{winner} does: {WINNER}", note=True)
+        destinations = [each for each in policy.destinations if each not in beaten]
+        if beaten and not destinations:
+            continue
         group = group_of(policy, allocations)
         given = leaves_as(policy, group)
-        translated = [each for each in policy.destinations if egress_versions((each,), given)]
-        lacking = unsupported(policy.destinations, given)
+        translated = [each for each in destinations if egress_versions((each,), given)]
+        lacking = unsupported(destinations, given)
         if translated or not lacking:
             step = _policy_step(policy, translated, state, allocations, group)
             yield step
             yield from _ports_step(policy, pod.node, allocations, group) if step.yes and group else ()
         if lacking:
-            rest = [each for each in policy.destinations if each not in translated]
+            rest = [each for each in destinations if each not in translated]
             yield Step(_question(policy, rest), False, UNSUPPORTED_FAMILY, lacking, note=bool(translated))
     inside = state.egress.cluster if state.egress else frozenset()
     yield from _never_leaving(policies, inside)
@@ -496,6 +504,20 @@ def _leaving(snapshot: Snapshot, state: NodeState, pod: Pod) -> Iterator[Step]:
         if covered:
             shown = ", ".join(f"{address} ({names[address]})" for address in sorted(covered, key=str)[:SHOWN])
             yield Step(question, True, detail=f"{shown}{', …' if covered[SHOWN:] else ''}: {advice}")
+
+
+def _beaten(policy: EgressPolicy, policies: Sequence[EgressPolicy]) -> dict[IPNetwork, str]:
+    """Destinations of a policy that another one which takes the pod has as a whole, and wins; by that one's key."""
+    whole = (each for each in policies if not each.ports and not each.excluded)
+    before = (each for each in whole if _precedence(each) < _precedence(policy))
+    last = sorted(before, key=_precedence, reverse=True)
+    winners = {network: each.key for each in last for network in each.destinations}
+    return {network: winners[network] for network in policy.destinations if network in winners}
+
+
+def _precedence(policy: EgressPolicy) -> tuple[int, str, str]:
+    """As the datapath's: see `egress.entries`."""
+    return -policy.priority, policy.created or "~", policy.key
 
 
 def _never_leaving(policies: Sequence[EgressPolicy], inside: frozenset[IPNetwork]) -> Iterator[Step]:

@@ -115,6 +115,11 @@ def test_a_label_that_was_made_an_annotation(key: str) -> None:
     assert line.endswith(f'annotations: "{key}" is not read; did you mean the label "{key}"?')
 
 
+def test_a_bare_label_with_a_value_is_a_user_s_own() -> None:
+    assert told("Node", metadata={"labels": {"egress-gateway": "true"}}) == []
+    assert len(told("Node", metadata={"labels": {"routerd.io/gateway": "true"}})) == 1
+
+
 def test_ordinary_labels_of_a_node_are_not_told() -> None:
     labels = [
         "kubernetes.io/hostname", "kubernetes.io/os", "beta.kubernetes.io/arch",

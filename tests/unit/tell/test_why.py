@@ -17,12 +17,14 @@ from routerd.model import (
     Advertisement,
     Allocations,
     ClusterCIDR,
+    EgressPolicy,
     NodeAddresses,
     NodeBlocks,
     NodeNumber,
     Peer,
     Peering,
     PodPool,
+    PortRange,
     Refusal,
 )
 from routerd.node.checks import Rules
@@ -323,6 +325,30 @@ def test_what_is_not_translated_is_a_no_of_its_own() -> None:
     alone = {"EgressPolicy/web": cluster.policy(destinations=both[:1])}
     noes = [step for step in why("pod/default/web-1", policies=alone) if not step.yes]
     assert [(step.reason, step.note) for step in noes] == [("UnsupportedFamily", False)]
+
+
+def test_of_two_policies_of_one_destination_one_takes_the_pod() -> None:
+    elder = cluster.policy(destinations=(FOUR,))
+    other = replace(elder, name="other", destinations=(FOUR, ip_network("203.0.113.0/25")))
+
+    def outcome(*policies: EgressPolicy) -> list[tuple[str, str, bool]]:
+        steps = why("pod/default/web-1", policies={each.key: each for each in policies})
+        return [
+            (step.question.removeprefix("does EgressPolicy/"), step.reason, step.note)
+            for step in steps
+            if "take it to 203.0.113" in step.question
+        ]
+
+    to_all, to_part = "take it to 203.0.113.0/24?", "take it to 203.0.113.0/25?"
+    assert outcome(replace(elder, priority=1), other) == [
+        (f"other {to_all}", "OtherPolicyWins", True),
+        (f"other {to_part}", "NoGroup", False),
+        (f"web {to_all}", "", False),
+    ]
+    assert outcome(elder, replace(other, priority=1))[-1] == (f"web {to_all}", "OtherPolicyWins", True)
+    assert outcome(replace(elder, created="2026"), other)[0] == (f"other {to_all}", "OtherPolicyWins", True)
+    ports = replace(other, priority=1, ports=(PortRange("TCP", 443, 443),))
+    assert outcome(elder, ports)[-1] == (f"web {to_all}", "", False), "the rest is its own"
 
 
 def test_both_families_leave_where_the_group_has_an_address_of_each() -> None:
