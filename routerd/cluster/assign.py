@@ -23,7 +23,7 @@ from routerd.cluster import taken
 from routerd.cluster.adopt import Digests, adopt
 from routerd.cluster.agents import Agents
 from routerd.cluster.cloud_egress import with_holders
-from routerd.cluster.conflicts import Limits, not_allowed, with_asks
+from routerd.cluster.conflicts import Limits, not_allowed, with_asks, without_overtaken
 from routerd.cluster.gateways import MAX_GATEWAYS
 from routerd.cluster.groups import (
     HEARD_OF_ALL,
@@ -315,7 +315,8 @@ def _assign(
     claimed, pools_over = taken.taken_of(snapshot, reports, kept.taken)
     specs = map(pool_spec, pools.values())
     touched = kept.want(of_services, of_policies)
-    planned = kept.planner.plan(specs, ledger.addresses, kept.wanted, now, settings.timers, claimed, touched)
+    records = without_overtaken(ledger.addresses, policies)
+    planned = kept.planner.plan(specs, records, kept.wanted, now, settings.timers, claimed, touched)
     found = {key: granted_to(policy, planned.grants) for key, policy in policies.items() if not policy.service}
     granted = {key: grant for key, grant in found.items() if grant is not None}
     needing, denied = needing_ports(previous.groups, reports), {each.owner for each in planned.denials}

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ipam.round import Record
 from routerd.claims import TAKEN, Hosts, claims
-from routerd.formats.foreign.policies import of_kind, open_to_annotations, policy_of_ask, with_gateways
+from routerd.formats.foreign.policies import KIND, of_kind, open_to_annotations, policy_of_ask, with_gateways
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     AddressPool,
@@ -131,11 +132,25 @@ def not_allowed(
     asked = of_kind(policies.values())
     if not asked:
         return {}
-    others = (policy for key, policy in policies.items() if key not in asked)
-    named = {address: policy for policy in others for address in policy.egress_ips}
+    named = _named(policies)
     of_egress = [pool for pool in pools if pool.egress_annotations]
     checked = ((policy, _why_not(policy, named, of_egress, namespaces)) for policy in asked.values())
     return {policy.key: refusal for policy, refusal in checked if refusal is not None}
+
+
+def without_overtaken(records: tuple[Record, ...], policies: Mapping[str, EgressPolicy]) -> tuple[Record, ...]:
+    """Without those that pods' asks have of an address which a policy of the cluster's names: it has it at once."""
+    of_asks = [record for record in records if record.owner.startswith(f"{KIND}/")]
+    named = _named(policies) if of_asks else {}
+    if not any(record.address in named for record in of_asks):
+        return records
+    overtaken = {id(record) for record in of_asks if record.address in named}
+    return tuple(record for record in records if id(record) not in overtaken)
+
+
+def _named(policies: Mapping[str, EgressPolicy]) -> dict[IPAddress, EgressPolicy]:
+    """Policies of the cluster by the addresses that they name."""
+    return {address: each for each in policies.values() if each.kind != KIND for address in each.egress_ips}
 
 
 def _why_not(

@@ -10,6 +10,7 @@ from egress.policy import egress_versions
 from ipam.plan import Grant
 from ipam.pool import PoolSpec, Use, Version
 from ipam.round import Request
+from routerd.formats.foreign.policies import KIND as ASKED
 from routerd.memo import Derived, Renewed
 from routerd.model import NAMESPACE_NAME_LABEL, AddressPool, EgressPolicy, IPAddress, Labels, Namespace, Service
 
@@ -110,7 +111,7 @@ def policy_requests(policy: EgressPolicy, node_addresses: frozenset[IPAddress]) 
     request = Request(policy.key, "egress", versions, families, pool=policy.pool, bound=True, created=policy.created)
     if policy.egress_ips:
         given = tuple(address for address in policy.egress_ips if address.version in versions)
-        is_bound = node_addresses.isdisjoint(given)
+        is_bound = policy.kind != ASKED and node_addresses.isdisjoint(given)  # a user's word keeps nothing for later
         return (replace(request, addresses=given, use=Use("egress:given"), bound=is_bound, given=True),)
     return tuple(replace(request, owner=owner_of(policy.key, number)) for number in range(policy.count))
 

@@ -97,6 +97,38 @@ def test_nobody_takes_the_egress_ip_of_a_policy(world: World) -> None:
     ]
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_policy_that_names_the_address_of_an_ask_has_it_at_once(world: World, is_gone: bool) -> None:
+    world.decide()
+    if is_gone:
+        asks(world, "w")
+        world.decide(1)
+    world.policy("till", "172.10.0.1")
+    assert world.decide().splitlines()[0] == "group 1 172.10.0.1 EgressPolicy/till via g"
+    assert [record.owner for record in world.ledger.addresses] == ["EgressPolicy/till"]
+
+
+def test_an_address_that_nobody_asks_for_any_more_is_free_after_its_cooling(world: World) -> None:
+    asks(world, "w", *(f"shop/172.10.0.{last}" for last in range(8)))
+    world.decide()
+    asks(world, "w")
+    world.decide(1)
+    assert {record.state for record in world.ledger.addresses} == {"cooling"}
+    world.end_flows()
+    world.decide(200)
+    assert not world.ledger.addresses
+    world.policy("till", pool="out")
+    assert world.decide(1).startswith("group ")
+
+
+def test_who_comes_back_within_the_cooling_has_the_address_again(world: World) -> None:
+    world.decide()
+    asks(world, "w")
+    world.decide(1)
+    asks(world, "w", "shop/172.10.0.1")
+    assert world.decide(1) == GROUP
+
+
 def test_nor_one_that_a_policy_has_of_the_pool(world: World) -> None:
     asks(world, "w")
     world.policy("till", pool="out")
