@@ -299,7 +299,9 @@ def _assign(
         return Decision(previous, ledger, synced=False)
     assert services is not None and policies is not None and pools is not None  # for the type checker
     assert nodes is not None and reports is not None
-    if snapshot.namespaces is None and any(names_namespaces(pool) for pool in pools.values()):
+    if snapshot.namespaces is None and any(
+        names_namespaces(pool) or pool.egress_annotations for pool in pools.values()
+    ):
         return Decision(previous, ledger, synced=False)
     adopted = adopt(ledger, previous, settings.writer, now)
     ledger = adopted.ledger
@@ -309,7 +311,7 @@ def _assign(
     kept.hosts.take(snapshot)
     limits = Limits(snapshot, reports, holders, settings.allowed_egress_ips, kept.hosts, settings.cloud_networks)
     refused = limits.refused({key: each.egress_ips for key, each in policies.items() if each.egress_ips})
-    refused |= not_allowed(policies, pools.values(), snapshot.namespaces or {})
+    refused |= not_allowed(policies, pools.values(), snapshot.namespaces or {}, ledger.addresses)
     taking = (policy for key, policy in policies.items() if key not in refused)
     of_policies = {each.owner: each for policy in taking for each in policy_requests(policy, on_nodes)}
     claimed, pools_over = taken.taken_of(snapshot, reports, kept.taken)

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 
 from ipam.round import Record
 from routerd.claims import TAKEN, Hosts, claims
+from routerd.cluster.requests import beyond
 from routerd.formats.foreign.policies import KIND, of_kind, open_to_annotations, policy_of_ask, with_gateways
 from routerd.model import (
     NAMESPACE_NAME_LABEL,
     AddressPool,
+    EgressAsk,
     EgressGroup,
     EgressPolicy,
     IPAddress,
@@ -30,6 +32,9 @@ from routerd.model import (
 NOT_ALLOWED = "AddressNotAllowed"
 NO_POOL = "NoPoolForAnnotation"  # reasons of refusals
 NOT_FOR_NAMESPACE = "PoolNotForNamespace"
+DISABLED = "PoolDisabled"
+TOO_MANY = "TooManyEgressIPs"
+MOST_ASKED = 1024  # as `routerd.cluster.vips.MOST_VIPS`: every node has a table of ports for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +120,7 @@ def with_asks(snapshot: Snapshot, reports: Mapping[str, NodeReport] | None) -> S
     """With the policies of which nodes report that their pods ask for them; the same where none does."""
     if snapshot.policies is None or reports is None:
         return snapshot
-    is_open = open_to_annotations(snapshot.pools or {})
-    said = {ask for report in reports.values() for ask in report.egress_asks or ()} if is_open else set()
+    said = set(_believed(snapshot, reports)) if open_to_annotations(snapshot.pools or {}) else set()
     asked = {policy.key: policy for policy in map(policy_of_ask, said)} | of_kind(snapshot.policies.values())
     if not asked:
         return snapshot
@@ -125,17 +129,34 @@ def with_asks(snapshot: Snapshot, reports: Mapping[str, NodeReport] | None) -> S
     return replace(snapshot, policies={**snapshot.policies, **dict(sorted(whole.items()))})
 
 
+def _believed(snapshot: Snapshot, reports: Mapping[str, NodeReport]) -> Iterator[EgressAsk]:
+    """Of nodes and namespaces that are there: an agent may write what it likes."""
+    nodes, namespaces = snapshot.nodes or {}, snapshot.namespaces or {}
+    for name, report in reports.items():
+        if name in nodes:
+            yield from (ask for ask in report.egress_asks or () if ask.namespace in namespaces)
+
+
 def not_allowed(
-    policies: Mapping[str, EgressPolicy], pools: Iterable[AddressPool], namespaces: Mapping[str, Namespace]
+    policies: Mapping[str, EgressPolicy],
+    pools: Iterable[AddressPool],
+    namespaces: Mapping[str, Namespace],
+    records: Iterable[Record],
 ) -> dict[str, Refusal]:
-    """By key of the policy that must not have its address."""
+    """By key of the policy that must not have its address. `records`: who has one keeps it."""
     asked = of_kind(policies.values())
     if not asked:
         return {}
     named = _named(policies)
     of_egress = [pool for pool in pools if pool.egress_annotations]
-    checked = ((policy, _why_not(policy, named, of_egress, namespaces)) for policy in asked.values())
-    return {policy.key: refusal for policy, refusal in checked if refusal is not None}
+    having = {record.owner for record in records}
+    checked = ((policy, _why_not(policy, named, of_egress, namespaces, having)) for policy in asked.values())
+    refused = {policy.key: refusal for policy, refusal in checked if refusal is not None}
+    left = sorted((each for key, each in asked.items() if key not in refused), key=lambda each: each.key not in having)
+    message = f"{MOST_ASKED} egress IPs are asked for by annotation already: name its pods in a policy"
+    for key in beyond(MOST_ASKED, left, {each.key: each.egress_ips for each in left}):
+        refused[key] = Refusal(asked[key].ref, TOO_MANY, message)
+    return refused
 
 
 def without_overtaken(records: tuple[Record, ...], policies: Mapping[str, EgressPolicy]) -> tuple[Record, ...]:
@@ -158,6 +179,7 @@ def _why_not(
     named: Mapping[IPAddress, EgressPolicy],
     pools: Collection[AddressPool],
     namespaces: Mapping[str, Namespace],
+    holding: Collection[str],
 ) -> Refusal | None:
     address = policy.egress_ip
     if address is None:
@@ -172,7 +194,11 @@ def _why_not(
     namespace = policy.ref.namespace
     known = namespaces.get(namespace)
     labels: Labels = known.labels if known is not None else {NAMESPACE_NAME_LABEL: namespace}
-    if any(_is_for(pool, labels) for pool in having):
+    fitting = [pool for pool in having if _is_for(pool, labels)]
+    if fitting and policy.key not in holding and all(pool.disabled for pool in fitting):
+        message = f"pool {fitting[0].name}, which has {address}, is disabled: it gives no new addresses"
+        return Refusal(policy.ref, DISABLED, message)
+    if fitting:
         return None
     message = f"pool {having[0].name}, which has {address}, is not for pods of namespace {namespace}: see its services"
     return Refusal(policy.ref, NOT_FOR_NAMESPACE, message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -11,6 +11,7 @@ from ipam.plan import Grant
 from ipam.pool import PoolSpec, Use, Version
 from ipam.round import Request
 from routerd.formats.foreign.policies import KIND as ASKED
+from routerd.formats.foreign.policies import in_turns
 from routerd.memo import Derived, Renewed
 from routerd.model import NAMESPACE_NAME_LABEL, AddressPool, EgressPolicy, IPAddress, Labels, Namespace, Service
 
@@ -123,6 +124,19 @@ def owner_of(policy: str, number: int) -> str:
 
 def policy_of(owner: str) -> str:
     return owner.partition("#")[0]
+
+
+def beyond(most: int, ordered: Iterable[EgressPolicy], addresses: Mapping[str, Collection[IPAddress]]) -> Iterator[str]:
+    """Keys of policies that have addresses of their users' choice, too many together. Those of the cluster come first;
+    then each namespace in turn, so that none takes the room of another. `addresses`: by key.
+    """
+    taken: set[IPAddress] = set()
+    for policy in in_turns(ordered, lambda each: each.ref.namespace):
+        together = taken.union(addresses[policy.key])
+        if len(together) > most:
+            yield policy.key
+        else:
+            taken = together
 
 
 def granted_to(policy: EgressPolicy, grants: Mapping[str, Grant]) -> Grant | None:

@@ -7,13 +7,12 @@ to a port of the Service there from answers.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ipam.plan import Grant
 from ipam.port_sets import VIP_PORTS
-from routerd.cluster.requests import is_ours
+from routerd.cluster.requests import beyond, is_ours
 from routerd.model import (
     EXCLUDE_LABEL,
     AddressPool,
@@ -73,29 +72,12 @@ def vips_of(
         found[key] = grant
         pool = pools.get(grant.pool)
         announcing[key] = tuple(_announcing(policy, service, pool, nodes, needing.get(key, ())))
-    for key in _beyond(MOST_VIPS, {key: policies[key] for key in found}, found):
+    oldest = sorted((policies[key] for key in found), key=lambda each: (not each.created, each.created, each.key))
+    for key in [*beyond(MOST_VIPS, oldest, {key: grant.addresses for key, grant in found.items()})]:
         message = f"svc/{policies[key].service}: {MOST_VIPS} VIPs are egress IPs already: name its pods in a policy"
         refusals.append(Refusal(policies[key].ref, TOO_MANY, message))
         del found[key], announcing[key]
     return Vips(found, announcing, tuple(refusals))
-
-
-def _beyond(most: int, policies: Mapping[str, EgressPolicy], grants: Mapping[str, Grant]) -> Iterator[str]:
-    """Policies whose VIPs are too many. Those of the cluster come first; then each namespace in turn, so that none
-    takes the room of another; the oldest before the younger.
-    """
-    turns: Counter[str] = Counter()
-    order: list[tuple[int, EgressPolicy]] = []
-    for policy in sorted(policies.values(), key=lambda each: (not each.created, each.created, each.key)):
-        turns[policy.ref.namespace] += 1
-        order.append((turns[policy.ref.namespace] if policy.ref.namespace else 0, policy))
-    taken: set[IPAddress] = set()
-    for _, policy in sorted(order, key=lambda each: each[0]):
-        together = taken.union(grants[policy.key].addresses)
-        if len(together) > most:
-            yield policy.key
-        else:
-            taken = together
 
 
 def _at_each_address(services: Mapping[str, Service], grants: Mapping[str, Grant]) -> dict[IPAddress, list[Service]]:

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from routerd.cluster.conflicts import MOST_ASKED
 from routerd.model import GATEWAY_LABEL, EgressAsk, Namespace, NodeReport, ServiceSelection
 from routerd.selectors import LabelSelector
 from tests.models.operator_world import World
@@ -21,6 +22,7 @@ def world() -> World:
     world.node("g")
     world.node("w", None)
     asks(world, "w", "shop/172.10.0.1")
+    world.namespaces = {name: Namespace(name) for name in ("shop", "till")}
     world.pool("out", "172.10.0.0/29", uses="egress", egress_annotations=True)
     return world
 
@@ -127,6 +129,34 @@ def test_who_comes_back_within_the_cooling_has_the_address_again(world: World) -
     world.decide(1)
     asks(world, "w", "shop/172.10.0.1")
     assert world.decide(1) == GROUP
+
+
+def test_a_pool_that_is_disabled_gives_nothing_new(world: World) -> None:
+    world.decide()
+    world.edit_pool("out", disabled=True)
+    asks(world, "w", "shop/172.10.0.1", "shop/172.10.0.2")
+    assert world.decide().splitlines() == [
+        GROUP,
+        "! EgressAnnotation/shop/172.10.0.2 PoolDisabled: pool out, which has 172.10.0.2, is disabled: it gives no new "
+        "addresses",
+    ]
+
+
+def test_no_namespace_asks_for_so_many_addresses_that_another_has_none(world: World) -> None:
+    world.pool("out", "172.10.0.0/16", uses="egress", egress_annotations=True)
+    many = (f"shop/172.10.{number >> 8}.{number & 255}" for number in range(MOST_ASKED + 1))
+    asks(world, "w", *many, "till/172.10.255.1")
+    world.decide()
+    assert world.allocations.groups[-1].policies == ("EgressAnnotation/till/172.10.255.1",)
+    refused = [each for each in world.allocations.refusals if each.reason == "TooManyEgressIPs"]
+    assert [each.object.namespace for each in refused] == ["shop", "shop"]
+    assert len(world.allocations.groups) == MOST_ASKED
+
+
+@pytest.mark.parametrize("part", ["nodes", "namespaces"])
+def test_what_is_said_of_nobody_who_is_there_counts_for_nothing(world: World, part: str) -> None:
+    getattr(world, part).pop("w" if part == "nodes" else "shop")
+    assert world.decide() == ""
 
 
 def test_nor_one_that_a_policy_has_of_the_pool(world: World) -> None:
