@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import singledispatchmethod
+from functools import partial, singledispatchmethod
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from egress.entries import Facts
 from egress.host import conntrack
 from egress.host.enforcement import Surroundings
 from egress.host.links import Link, host_devices, inner_namespaces, pod_devices, second_devices, unhooked
+from egress.host.recent import RecentEntries, RecentTable
 from egress.host.survey import CNI_CONFIG, survey
 from egress.nftables import guard, nft
 from egress.nftables.frame import FAMILY, TABLE
@@ -38,6 +39,7 @@ from netlink.wire import NetlinkSocket
 # Map sizes when they are made; memory is taken as they fill (no preallocation), about 250 bytes for each flow.
 DEFAULT_NAT_ENTRIES = 262_144
 EMPTY_FRAME = bytes(64)
+POLICIES = "policies"
 TABLES = {"flows": "flows", "ports": "reverse", "granules": "granules"}  # that fill -> their maps
 LOADERS = {"libbpf": loader, "bcc": bcc_loader}
 LoaderName = Literal["libbpf", "bcc"]
@@ -71,6 +73,8 @@ class Datapath:
         self._unhooked: tuple[str, ...] = ()  # pods with devices that lead past the hooks, as observed last
         self._near_share: tuple[IPAddress, ...] = ()  # pods that came near their share before the last collection
         self._maps = loader.PinnedMaps(pin_directory)
+        self._policies = RecentEntries()  # the largest of the maps
+        self._guard: RecentTable[guard.Guard | None] = RecentTable()
         self._loader = LOADERS[loader_name]
         self._digest = self._loader.digest()
         self._reasons = layout.read_reasons()
@@ -140,7 +144,7 @@ class Datapath:
             tunnel=tunnel,
             maps=maps,
             attachments=self._attacher.observe({link.ifindex: link.name for link in links.values()}),
-            guard=nft.parse(_list_guard()),
+            guard=self._guard.get(lambda: nft.parse(_list_guard()), frozenset(uplinks.items())),
             blackholes=routes.blackholes,
             ambiguous=frozenset(address for address, found in candidates.items() if len(found) > 1),
             ports_reserved=devices.are_reserved(plan.RESERVED),
@@ -183,7 +187,8 @@ class Datapath:
         for name in plan.WRITE_ORDER:
             try:
                 # An array's elements are there from the start: all zero means that nobody has written it.
-                found[name] = self._maps[name].items(zeros=name not in plan.ARRAYS)
+                read = partial(self._maps[name].items, zeros=name not in plan.ARRAYS)
+                found[name] = self._policies.get(read) if name == POLICIES else read()
             except FileNotFoundError:
                 continue
         return found
@@ -337,7 +342,16 @@ class Datapath:
 
     def apply(self, action: plan.Action) -> None:
         """Does one action. Doing it again does no harm. OSError says what was refused."""
-        self._do(action)
+        try:
+            self._do(action)
+        except OSError:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        """What is in the kernel is read anew."""
+        self._policies.forget()
+        self._guard.forget()
 
     @singledispatchmethod
     def _do(self, action: Any) -> None:
@@ -345,11 +359,13 @@ class Datapath:
 
     @_do.register
     def _(self, _action: plan.ForgetPrograms) -> None:
+        self._forget()
         self._maps.close()
         loader.remove_pins(self._pins)
 
     @_do.register
     def _(self, action: plan.LoadPrograms) -> None:
+        self._forget()
         self._maps.close()
         if action.beside:
             handover.set_aside(self._pins)
@@ -425,6 +441,8 @@ class Datapath:
                 room = self._maps[action.map].max_entries
                 raise DatapathError(errno.E2BIG, f"map {action.map} is full ({room} entries)") from error
             raise
+        if action.map == POLICIES:
+            self._policies.note({action.key: action.value})
 
     @_do.register
     def _(self, action: plan.DeleteEntry) -> None:
@@ -433,6 +451,8 @@ class Datapath:
             entries.put(action.key, bytes(len(action.value)))
         else:
             entries.delete(action.key)
+        if action.map == POLICIES:
+            self._policies.note({action.key: None})
 
     @_do.register
     def _(self, action: plan.PurgeFlows) -> None:
@@ -468,7 +488,8 @@ class Datapath:
 
     @_do.register
     def _(self, action: plan.LoadGuard) -> None:
-        _nft(["-f", "-"], nft.transaction(action.guard, action.present))
+        text = nft.transaction(action.guard, action.present)
+        self._guard.write(action.present, action.guard.digests(), lambda: _nft(["-f", "-"], text))
 
     def remove(self) -> list[str]:
         """Takes away everything that bears our mark, and says what it was. Nothing is left, nothing else is touched.
@@ -476,6 +497,7 @@ class Datapath:
         DatapathError, after all else is gone, if reserved ports cannot be given back; the next time tries again.
         """
         removed = []
+        self._forget()
         with NetlinkSocket() as route:
             links = devices.read_links(route)
             names = {link.ifindex: link.name for link in links.values()}

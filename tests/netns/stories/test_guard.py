@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from egress.entries import Facts
 from egress.host.links import PodDevice
+from egress.host.recent import ruleset_generation
 from egress.nftables.guard import Guard, early, render
 from egress.nftables.nft import parse, parse_counters, transaction
 from egress.policy import Desired, Detour, Policy, Ports
-from tests.netns.lab.netns import Namespace, run
+from tests.netns.lab.netns import Namespace, entered, run
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,20 @@ def test_a_device_that_comes_in_the_place_of_another_is_not_taken_for_it(namespa
     assert read_back(namespace) != wanted.digests()
     namespace.nft(transaction(wanted, read_back(namespace)))
     assert read_back(namespace) == wanted.digests()
+
+
+def test_the_kernel_counts_what_is_committed(namespace: Namespace) -> None:
+    """By that a table is known without being read."""
+    generations = []
+    for uplink in ("lo", "lo", "eth0"):
+        wanted = render(Desired("n", IPv4Address("10.0.0.1")), Facts(underlay=uplink))
+        present = parse(json.loads(namespace.run(["nft", "-j", "list", "ruleset"])))
+        with entered(namespace.name):
+            generations.append(ruleset_generation())
+        namespace.nft(transaction(wanted, present))
+    first = generations[0]
+    assert first is not None
+    assert generations == [first, first + 1, first + 2]
 
 
 def test_counters_keep_their_values(namespace: Namespace) -> None:
