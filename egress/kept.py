@@ -134,11 +134,22 @@ def _is_held(head: Head, heads: Mapping[tuple[int, int], set[int]]) -> bool:
     return any(family == version and number >> shift in found for (family, shift), found in heads.items())
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of a map from what it should hold."""
+
+    wanted: MapEntries
+    present: MapEntries
+    put: Sequence[tuple[bytes, bytes]]  # sorted, as `gone`
+    gone: Sequence[bytes]
+
+
 @dataclass(slots=True)
 class Kept:
     places: Places = field(default_factory=Places)
     inside: Elements = field(default_factory=Elements)
     sets: KeptSets = field(default_factory=KeptSets)
+    differences: Made[Difference] = field(default_factory=Made)  # by name of the map
     overloaded: Made[Sequence[IPNetwork]] = field(default_factory=Made)  # by names of policies
     covered: Made[frozenset[str]] = field(default_factory=Made)  # by IP version
     chains: Made[tuple[str, tuple[str, ...]]] = field(default_factory=Made)  # name and rules

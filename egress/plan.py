@@ -30,7 +30,7 @@ from egress.entries import (
 )
 from egress.host.enforcement import first_packets
 from egress.host.links import PodDevice, Unhooked
-from egress.kept import Kept
+from egress.kept import Difference, Kept
 from egress.nftables import guard as guards
 from egress.nftables.guard import Guard
 from egress.policy import Desired, IPAddress
@@ -352,7 +352,11 @@ def plan(desired: Desired | None, observed: Observed, kept: Kept | None = None) 
     if desired.node_address is None:
         return tuple(_guard_alone(target, observed))
     wanted = wanted_entries(desired, observed, kept)
-    actions = (*_additions(desired, observed, wanted, target), *_removals(desired, observed, wanted))
+    differences = {
+        name: kept.differences(name, _difference, entries, observed.maps.get(name, {}))
+        for name, entries in wanted.items()
+    }
+    actions = (*_additions(desired, observed, differences, target), *_removals(desired, observed, differences))
     return tuple(sorted(actions, key=lambda action: action.phase == "retire"))
 
 
@@ -362,7 +366,14 @@ def _guard_alone(target: Guard, observed: Observed) -> Iterator[Action]:
         yield LoadGuard(target, observed.guard)
 
 
-def _additions(desired: Desired, observed: Observed, wanted: dict[str, MapEntries], target: Guard) -> Iterator[Action]:
+def _difference(wanted: MapEntries, present: MapEntries) -> Difference:
+    put = sorted((key, value) for key, value in wanted.items() if present.get(key) != value)
+    return Difference(wanted, present, put, sorted(present.keys() - wanted.keys()))
+
+
+def _additions(
+    desired: Desired, observed: Observed, differences: Mapping[str, Difference], target: Guard
+) -> Iterator[Action]:
     present = observed.guard
     early = guards.early(target, present)
     if present != early.digests():
@@ -377,7 +388,7 @@ def _additions(desired: Desired, observed: Observed, wanted: dict[str, MapEntrie
     for address in _sorted(_blackholes(desired) - observed.blackholes):
         yield AddBlackhole(address)
     for name in WRITE_ORDER:
-        yield from _put_entries(name, wanted[name], observed.maps.get(name, {}))
+        yield from _put_entries(name, differences[name])
     yield from _attach(desired, observed)
     if early != target:
         yield LoadGuard(target, early.digests())
@@ -395,8 +406,9 @@ def _attach(desired: Desired, observed: Observed) -> Iterator[Action]:
         yield DropBefore()
 
 
-def _put_entries(name: str, wanted: MapEntries, present: MapEntries) -> Iterator[Action]:
+def _put_entries(name: str, difference: Difference) -> Iterator[Action]:
     if name == "pods":
+        wanted, present = difference.wanted, difference.present
         moved = _moved(wanted, present)
         if moved:  # before its new device is known by this address: the flows there are another pod's
             yield PurgeFlows(tuple(_sorted({_pod_address(key) for key in moved})))
@@ -404,7 +416,7 @@ def _put_entries(name: str, wanted: MapEntries, present: MapEntries) -> Iterator
         selected = _newly_selected(wanted, present)
         if selected:
             yield SeedFlows(selected)
-    for key, value in sorted((key, value) for key, value in wanted.items() if present.get(key) != value):
+    for key, value in difference.put:
         yield PutEntry(name, key, value)
 
 
@@ -437,16 +449,15 @@ def _prepare_tunnel(desired: Desired, observed: Observed) -> Iterator[Action]:
         yield ConfigureTunnel(mtu)
 
 
-def _removals(desired: Desired, observed: Observed, wanted: dict[str, MapEntries]) -> Iterator[Action]:
+def _removals(desired: Desired, observed: Observed, differences: Mapping[str, Difference]) -> Iterator[Action]:
     attachments = wanted_attachments(desired, observed)
     for attachment in sorted(observed.attachments, key=lambda a: (a.program, a.ifindex)):
         if (attachment.program, attachment.ifindex) not in attachments:
             yield Detach(attachment.program, attachment.ifindex)
     for name in DELETE_ORDER:
-        present = observed.maps.get(name, {})
-        gone = sorted(present.keys() - wanted[name].keys())
+        present, gone = differences[name].present, differences[name].gone
         if name == "pods":
-            moved = _moved(wanted[name], present)
+            moved = _moved(differences[name].wanted, present)
             gone = [key for key in gone if key not in moved]
             if gone:  # first, as only the entries say that there is something to purge
                 yield PurgeFlows(tuple(_sorted(_pod_address(key) for key in gone)))

@@ -22,7 +22,8 @@ full      The next round reads every room back from the kernel, and the node's o
           the longer the more pods there are. So a round for a change of the store trusts a room that was found as it
           should be, unless the desired value of that room changed: a new endpoint is a new path at once. All others
           are full: the first, those that a device asked for, and those after a pause, because anybody with root may
-          have changed the kernel meanwhile, and nothing tells.
+          have changed the kernel meanwhile, and nothing tells. Two large tables are read less often: the guard when
+          nftables says that somebody committed, policy sets after ten seconds; both after anything failed.
 
 recheck   A device came, went or changed, so what was read is no longer true, whatever the store says. Only a full round
           answers that: it takes the mark when it begins, as what comes during the round may have come after the look.
