@@ -23,6 +23,7 @@ from routerd.config import DEFAULT, Config, parse_config, read_config
 from routerd.errors import InputError
 from routerd.formats.closed import FailClosed
 from routerd.formats.compose import documents, first_document, inner_source
+from routerd.formats.convert.meaning import without_meaning
 from routerd.formats.core import ClaimedDevices, expand_lists
 from routerd.formats.document import Source, Value
 from routerd.formats.foreign.policies import UNUSED
@@ -217,11 +218,13 @@ def _parts_of(value: Value, lines: list[str], text: str, file: str) -> Sequence[
         loaded = read_object(value, lines)
     except InputError as error:
         return _all_mistakes(value, lines) or [error]
+    told = [Refusal(each.ref, "Unread", text) for each in loaded.entries[:1] for text in without_meaning(value, loaded)]
     if not loaded.refusals:
-        return [loaded]
+        return [replace(loaded, refusals=tuple(told))]
     errors = _all_mistakes(value, lines)
     same = {str(error) for error in errors}
-    return [replace(loaded, refusals=tuple(each for each in loaded.refusals if each.message not in same)), *errors]
+    left = [each for each in loaded.refusals if each.message not in same]
+    return [replace(loaded, refusals=(*left, *told)), *errors]
 
 
 def _inner_config(value: Value, lines: list[str]) -> Value | None:

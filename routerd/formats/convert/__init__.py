@@ -2,6 +2,7 @@
 
 manifests.py  the model -> manifests of ours
 kube_ovn.py   pods with annotations -> policies
+meaning.py    which keys of an object of another maker have no meaning here
 unread.py     which keys of an object nobody reads
 whole.py      files -> manifests of ours, with what has no meaning here
 """

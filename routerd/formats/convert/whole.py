@@ -14,6 +14,7 @@ from routerd.errors import InputError
 from routerd.formats.compose import documents, first_document, inner_source
 from routerd.formats.convert import kube_ovn, terway
 from routerd.formats.convert.manifests import Json, config_map, manifest, text_of
+from routerd.formats.convert.meaning import UNREAD, without_meaning
 from routerd.formats.convert.unread import unread_keys
 from routerd.formats.core import expand_lists, read_service
 from routerd.formats.document import Source, Value
@@ -25,7 +26,7 @@ from routerd.formats.foreign.kube_ovn import NamedAddress, Subnet, completed, kn
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import to_everywhere, with_destinations
 from routerd.formats.foreign.together import together
-from routerd.formats.kinds import BY_NAME, OURS, Kind, Object, Reader
+from routerd.formats.kinds import BY_NAME, OURS, Kind, Object
 from routerd.formats.legacy_bgp import Dialect, LegacyConfig, parse_document
 from routerd.formats.meta import read_meta
 from routerd.formats.objects import (
@@ -40,10 +41,8 @@ from routerd.formats.objects import (
 )
 from routerd.formats.wishes import EGRESS, NOT_SUPPORTED
 from routerd.model import AddressPool, BfdProfile, CommunityNames, EgressPolicy, PodPool, PoolAdvertisement
-from routerd.refs import Ref
 
 BESIDE = "routerd"  # namespace of the ConfigMaps that stand for other kinds: that of the operator
-UNREAD = "has no meaning here and is left out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,21 +199,21 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
     if loaded.entries and isinstance(config := loaded.entries[0].object, LegacyConfig):
         lacking = [one.message for peer in config.peers for one in without_profile(peer, others.profiles)]
         config = replace(config, peers=tuple(with_bfd(peer, others.profiles) for peer in config.peers))
-        yield _of_peers(value, kind, loaded.entries[0].ref, config, (*told, *lacking))
+        yield _of_peers(value, loaded, config, (*told, *lacking))
         return
     if loaded.entries and (names := _peers_by_others(loaded.entries[0].object)) is not None:
         peers = tuple(others.peers[name] for name in names if name in others.peers)
         lacking = [one.message for one in others.told if one.object.name in names]
-        yield _of_peers(value, kind, loaded.entries[0].ref, LegacyConfig(peers), (*told, *lacking))
+        yield _of_peers(value, loaded, LegacyConfig(peers), (*told, *lacking))
         return
     if loaded.entries and isinstance(policy := loaded.entries[0].object, PeeringPolicy):
-        yield _of_peers(value, kind, loaded.entries[0].ref, LegacyConfig(policy.peers), told)
+        yield _of_peers(value, loaded, LegacyConfig(policy.peers), told)
         return
     taken = [found for found in map(_object, loaded.entries) if found is not None]
     of_pods = [_as_configuration(each) for entry in loaded.entries if isinstance(each := entry.object, PodPool)]
     if of_pods or any(isinstance(entry.object, _SAID_BY_OTHERS) for entry in loaded.entries):
         lacking = [one.message for one in others.told if one.object == loaded.entries[0].ref]
-        yield "", _Written(str(value.origin), notes=(*told, *of_pods, *lacking))
+        yield "", _Written(str(value.origin), notes=(*told, *of_pods, *without_meaning(value, loaded), *lacking))
     elif not taken and told:
         yield "", _Written(str(value.origin), errors=told)
     for found in taken:
@@ -228,7 +227,7 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
             is_same = isinstance(found, EgressPolicy) or whole == found
             yield _name(written), _Written(about) if is_same else _checked(_Written(about, written), manifest)
             continue
-        notes = (*told, *_unread(value, kind.reader, told), *_pool_elsewhere(value, found, others.pools))
+        notes = (*told, *without_meaning(value, loaded), *_pool_elsewhere(value, found, others.pools))
         yield _name(written), _checked(_Written(about, written, notes), manifest)
 
 
@@ -261,21 +260,14 @@ def _as_configuration(pool: PodPool) -> str:
     return f"{pool.origin}: pool {pool.name} is for pods, and read as it is; {said}"
 
 
-def _of_peers(
-    value: Value, kind: Kind | None, ref: Ref, config: LegacyConfig, told: tuple[str, ...]
-) -> tuple[str, _Written]:
+def _of_peers(value: Value, loaded: Loaded, config: LegacyConfig, told: tuple[str, ...]) -> tuple[str, _Written]:
     """A BGP ConfigMap of its own, unless no peer is left."""
+    ref = loaded.entries[0].ref
     written, about = partial(config_map, BESIDE, f"bgp-{ref.name}", "config.yaml"), f"{value.origin}: {ref}"
     if told and not config.peers:
         return "", _Written(about, errors=told)
-    unread = _unread(value, kind.reader, told) if kind is not None and kind.reader is not None else []
+    unread = without_meaning(value, loaded)
     return f"ConfigMap/bgp-{ref.name}", _checked(_Written(about, written(config), (*told, *unread)), written)
-
-
-def _unread(value: Value, read: Reader, told: tuple[str, ...]) -> list[str]:
-    """Beside those keys of which is told why they are left out."""
-    unread = unread_keys(value, read, "spec")
-    return [str(each.error(UNREAD)) for each in unread if not any(one.startswith(str(each.error(""))) for one in told)]
 
 
 def _pool_elsewhere(value: Value, found: AddressPool | EgressPolicy, pools: Mapping[str, AddressPool]) -> list[str]:

@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from routerd.cli.check import check_texts
 from routerd.errors import InputError
 from routerd.formats.convert.whole import convert
 from routerd.formats.kinds import BY_NAME
@@ -394,6 +395,20 @@ def test_both_ways_to_write_them_are_read_alike() -> None:
 @pytest.mark.parametrize("group", ["projectcalico.org", "crd.projectcalico.org"])
 def test_what_all_sessions_rest_on_is_waited_for(group: str, name: str) -> None:
     assert BY_NAME[group, name].rests_on_each == {"bgp"}
+
+
+def test_keys_without_a_meaning_here_are_told_by_convert_and_check() -> None:
+    keys = "  serviceLoadBalancerAggregation: Enabled\n  nodeMeshPassword: {secretKeyRef: {name: a, key: b}}\n"
+    keys += "  ignoredInterfaces: [eth5]\n  bindMode: NodeIP\n  nodeToNodeMeshEnabled: true\n"
+    texts = {"a.yaml": CONFIGURATION + keys, "b.yaml": PEER + "  nextHopMode: Self\n"}
+    why = "has no meaning here and is left out"
+    names = {6: "serviceLoadBalancerAggregation", 7: "nodeMeshPassword", 8: "ignoredInterfaces", 9: "bindMode"}
+    told = [f"a.yaml:{line}:{len(name) + 5}: spec.{name}: {why}" for line, name in names.items()]
+    told.append(f"b.yaml:7:16: spec.nextHopMode: {why}")
+    mesh = "a.yaml:10:26: spec.nodeToNodeMeshEnabled: "
+    notes = convert(texts).notes
+    assert [each for each in notes if not each.startswith(mesh)] == told and len(notes) == len(told) + 1
+    assert sorted(map(str, check_texts(texts))) == sorted(f"warning: {line}" for line in notes)
 
 
 def test_as_ours_they_say_the_same() -> None:
