@@ -26,7 +26,7 @@ from routerd.formats.compose import documents, first_document, inner_source
 from routerd.formats.convert.meaning import without_meaning
 from routerd.formats.core import ClaimedDevices, expand_lists
 from routerd.formats.document import Source, Value
-from routerd.formats.foreign.policies import UNUSED
+from routerd.formats.foreign.policies import IN_PART, UNREADABLE, UNUSED
 from routerd.formats.kinds import BY_NAME, OURS
 from routerd.formats.legacy_bgp import Dialect, as_json, parse_document
 from routerd.formats.objects import Loaded, bgp_text, read_object
@@ -263,10 +263,13 @@ def _of_error(error: InputError) -> Finding:
 
 def _of_refusal(refusal: Refusal, taken: set[Ref]) -> Finding:
     """What is in force in spite of it is worth a warning only."""
-    is_applied = refusal.object in taken or refusal.object.kind == PEER or refusal.severity != "error"
+    is_there = refusal.object in taken and refusal.reason != UNREADABLE  # a pod is, and what it sends is dropped
+    is_applied = is_there or refusal.object.kind == PEER or refusal.severity != "error"
     is_second = refusal.reason in ("Duplicate", "Conflicting")
     severity: Severity = "warning" if is_applied and not is_second else "error"
-    return _placed(severity, refusal.message)
+    found = _placed(severity, refusal.message)
+    is_asked = refusal.reason in (UNUSED, UNREADABLE, IN_PART)
+    return replace(found, message=f"{refusal.object}: {found.message}") if is_asked else found
 
 
 def _placed(severity: Severity, message: str) -> Finding:

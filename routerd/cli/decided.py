@@ -18,7 +18,7 @@ from routerd.cluster.assign import assign
 from routerd.cluster.conflicts import NO_POOL
 from routerd.cluster.ledger import Ledger
 from routerd.config import Config
-from routerd.formats.foreign.policies import places_of_asks
+from routerd.formats.foreign.policies import askers
 from routerd.model import Allocations, IPAddress, Node, NodeReport, Origin, Peer, Refusal, Snapshot, with_blocks
 from routerd.node.announce import announcements
 from routerd.node.rooms.routes import direct_routes
@@ -67,7 +67,16 @@ def decided(snapshot: Snapshot, config: Config) -> list[Decided]:
     found = [*_of_operator(whole, whole.allocations), *_of_agents(whole, config), *_of_routes(whole, config)]
     found += _of_pods(whole)
     places = _places(snapshot)
-    return [Decided(severity, refusal, places.get(refusal.object, Origin())) for severity, refusal in found]
+    asking = askers((snapshot.pods or {}).values(), (snapshot.namespaces or {}).values())
+    told = ((severity, refusal, asking.get(refusal.object)) for severity, refusal in found)
+    return [
+        Decided(severity, refusal, places.get(refusal.object, Origin()))
+        if by is None
+        else Decided(
+            severity, replace(refusal, object=by.ref, message=f"{by.annotation}: {refusal.message}"), by.origin
+        )
+        for severity, refusal, by in told
+    ]
 
 
 def _of_operator(snapshot: Snapshot, allocations: Allocations) -> Iterator[tuple[Severity, Refusal]]:
@@ -148,6 +157,5 @@ def _places(snapshot: Snapshot) -> Mapping[Ref, Origin]:
     things = (snapshot.policies or {}, snapshot.services or {}, snapshot.nodes or {})
     named = ((each.ref, each.origin) for mapping in things for each in mapping.values())
     peers = ((peer.ref, peer.origin) for peer in (snapshot.bgp.peers if snapshot.bgp else ()))
-    asked = places_of_asks((snapshot.pods or {}).values(), (snapshot.namespaces or {}).values())
     pods = {Ref(POD, each.namespace, each.name): each.origin for each in (snapshot.pods or {}).values()}
-    return {**dict(pools), **dict(named), **dict(peers), **asked, **pods}
+    return {**dict(pools), **dict(named), **dict(peers), **pods}

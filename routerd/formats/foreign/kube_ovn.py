@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ipam.ranges import networks_between
 from routerd.formats.closed import Read, Refused, usable
 from routerd.formats.document import Section, Value
-from routerd.formats.foreign.policies import EVERYWHERE, everywhere
+from routerd.formats.foreign.policies import EVERYWHERE, IN_PART, everywhere
 from routerd.formats.meta import Meta, label_selector, read_meta, selector_at
 from routerd.formats.native import MOST_EGRESS_IPS, check_block, range_networks
 from routerd.model import (
@@ -381,6 +381,6 @@ def _told(about: Ref, annotations: Labels, value: Value) -> Iterator[Refusal]:
     """What of annotations is not done."""
     given = {key: annotations[key].strip() for key in (EIP, SNAT) if annotations.get(key, "").strip()}
     if EIP in given:
-        yield Refusal(about, "EgressByAnnotation", f"{value.origin}: {EIP}: {INBOUND}")
+        yield Refusal(about, IN_PART, f"{value.origin}: {EIP}: {INBOUND}")
     if len(set(given.values())) > 1:
-        yield Refusal(about, "EgressByAnnotation", f"{value.origin}: {SNAT}: {BOTH}")
+        yield Refusal(about, IN_PART, f"{value.origin}: {SNAT}: {BOTH}")

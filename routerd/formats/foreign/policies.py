@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TypeVar
@@ -78,7 +78,7 @@ def _is_of(policy: EgressPolicy, pool: AddressPool) -> bool:
 # for, `routerd.cluster.conflicts` decides. A pod without an annotation has its namespace's. While no pool is open to
 # them they count for nothing, and are told.
 
-UNUSED, UNREADABLE = "EgressAnnotationUnused", "InvalidEgressIP"  # reasons of refusals
+UNUSED, UNREADABLE, IN_PART = "EgressAnnotationUnused", "InvalidEgressIP", "EgressByAnnotation"  # reasons of refusals
 KIND = "EgressAnnotation"  # of these policies, in messages and documents
 UNREAD = "unreadable"  # in place of the address, of the policy by which pods are dropped whose annotation names none
 _Word = tuple[str, str]  # a namespace, and what is written there
@@ -179,8 +179,11 @@ def _unused(one: Pod | Namespace) -> Iterator[Refusal]:
 
 
 def _told(one: Pod | Namespace, reason: str, message: str) -> Refusal:
-    ref = Ref("Pod", one.namespace, one.name) if isinstance(one, Pod) else Ref("Namespace", name=one.name)
-    return Refusal(ref, reason, f"{one.origin}: {annotation_of(one.annotations)}: {message}")
+    return Refusal(_ref(one), reason, f"{one.origin}: {annotation_of(one.annotations)}: {message}")
+
+
+def _ref(one: Pod | Namespace) -> Ref:
+    return Ref("Pod", one.namespace, one.name) if isinstance(one, Pod) else Ref("Namespace", name=one.name)
 
 
 def annotation_of(annotations: Labels) -> str:
@@ -198,11 +201,24 @@ def _of_namespace(namespace: Namespace) -> Iterator[_Word]:
         yield namespace.name, text
 
 
-def places_of_asks(pods: Iterable[Pod], namespaces: Iterable[Namespace]) -> dict[Ref, Origin]:
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who asks for an egress IP, and where that is written."""
+
+    ref: Ref
+    annotation: str
+    origin: Origin
+
+
+def askers(pods: Iterable[Pod], namespaces: Iterable[Namespace]) -> dict[Ref, Asking]:
     """By policy, the first pod that asks for its address, or else the first namespace."""
-    words = [(word, each.origin) for each in pods for word in _of_pod(each)]
-    words += [(word, each.origin) for each in namespaces for word in _of_namespace(each)]
-    return {_policy(namespace, address_of(text), ()).ref: origin for (namespace, text), origin in reversed(words)}
+    found: dict[Ref, Asking] = {}
+    everyone: tuple[Pod | Namespace, ...] = (*pods, *namespaces)
+    for one in everyone:
+        for namespace, text in _asking(one):
+            asking = Asking(_ref(one), annotation_of(one.annotations), one.origin)
+            found.setdefault(_policy(namespace, address_of(text), ()).ref, asking)
+    return found
 
 
 class AskCounter:

@@ -147,15 +147,20 @@ def test_pools_of_annotations_are_other_files_matter_until_there_is_one() -> Non
     assert check_texts({"a.yaml": FOR_EGRESS % 0 + ASKING, "b.yaml": of_namespace}) == []
     closed = FOR_EGRESS.replace(", egressAnnotations: true", "") % 0
     assert [str(each) for each in check_texts({"a.yaml": closed + ASKING})] == [
-        "warning: a.yaml:6: ovn.kubernetes.io/snat: it counts for nothing while no AddressPool says "
-        "egressAnnotations: true"
+        "warning: a.yaml:6: Pod/default/pod-gw: ovn.kubernetes.io/snat: it counts for nothing while no AddressPool "
+        "says egressAnnotations: true"
     ]
     no_pool = "no AddressPool with egressAnnotations: true has 172.10.0.1: ask for an address of one"
     assert [str(each) for each in check_texts({"a.yaml": FOR_EGRESS % 9 + ASKING + ASKING.replace("gw", "b")})] == [
-        f"error: a.yaml:6: EgressAnnotation/default/172.10.0.1: {no_pool}"
+        f"error: a.yaml:6: Pod/default/pod-gw: ovn.kubernetes.io/snat: {no_pool}"
     ]
     assert [str(each) for each in check_texts({"a.yaml": FOR_EGRESS % 9 + of_namespace})] == [
-        f"error: a.yaml:6: EgressAnnotation/shop/172.10.0.1: {no_pool}"
+        f"error: a.yaml:6: Namespace/shop: ovn.kubernetes.io/snat: {no_pool}"
+    ]
+    typo = ASKING.replace("172.10.0.1", "x")
+    assert [str(each) for each in check_texts({"a.yaml": FOR_EGRESS % 9 + typo})] == [
+        'error: a.yaml:6: Pod/default/pod-gw: ovn.kubernetes.io/snat: found "x", expected an address that a host can '
+        "have, without a scope: what the pod sends out is dropped"
     ]
 
 
