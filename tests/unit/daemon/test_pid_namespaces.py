@@ -104,7 +104,8 @@ def test_cleanup_names_no_process(run_dir: Path) -> None:
 # --- signals while a process starts
 
 PROMPT = 60.0  # seconds, of the 600 that the import would take
-# Ends the process if an import takes place of which the test wants to be in the middle: it tells, and waits there.
+# Ends the process if an import takes place of which the test wants to be in the middle: it tells, and waits there, in
+# small parts: a signal between the last look for one and the system call would not end a long one.
 STOPPED_AT = """
 import sys, time
 module = sys.argv[1]
@@ -112,7 +113,8 @@ class Stop:
     def find_spec(self, name, path=None, target=None):
         if name == module:
             print("there", flush=True)
-            time.sleep(600)
+            for _ in range(6000):
+                time.sleep(0.1)
 sys.meta_path.insert(0, Stop())
 """
 MAIN = STOPPED_AT + "from routerd.cli.main import main; sys.exit(main(sys.argv[2:]))"
