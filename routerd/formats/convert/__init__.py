@@ -1,5 +1,6 @@
 """Objects of other makers as objects of ours. Pure.
 
+aggregates.py aggregates that a pool of ours cannot have
 manifests.py  the model -> manifests of ours
 kube_ovn.py   pods with annotations -> policies
 meaning.py    which keys of an object of another maker have no meaning here

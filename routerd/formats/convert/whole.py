@@ -5,6 +5,7 @@ Kubernetes' kinds and ours stay as they are, and are not repeated. What is print
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 from routerd.errors import InputError
 from routerd.formats.compose import documents, first_document, inner_source
 from routerd.formats.convert import kube_ovn, terway
+from routerd.formats.convert.aggregates import too_wide_as_ours
 from routerd.formats.convert.manifests import Json, config_map, manifest, text_of
 from routerd.formats.convert.meaning import UNREAD, without_meaning
 from routerd.formats.convert.unread import unread_keys
@@ -75,14 +77,17 @@ class _Written:
 class _Others:
     """What stands in the files and completes other objects, by name."""
 
-    def __init__(self, files: list[Loaded]) -> None:
-        """Of what is there twice the first counts, as for daemons: `files` in the order of their names."""
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        """Of what is there twice the first counts, in the order of the files' names, as for daemons."""
+        self.texts = texts
+        files = [_loaded(file, text) for file, text in sorted(texts.items())]
         entries, _ = unique(entry for file in files for entry in file.entries)
         self.first = {entry.ref: entry.origin for entry in entries}
         objects = [entry.object for entry in entries]
         pools = {each.name: each for each in reversed(objects) if isinstance(each, AddressPool)}
         joined = together(objects, pools, nothing=[ref for file in files for ref in file.nothing])
         self.pools, self.ways, self.told = joined.pools, joined.ways, joined.refusals
+        self.advertisements = [each for each in objects if isinstance(each, PoolAdvertisement)]
         self.peers = {peer.name: peer for peer in joined.peers}
         self.named = known(objects)
         self.profiles = {each.name: each for each in objects if isinstance(each, BfdProfile)}
@@ -103,7 +108,7 @@ class _Others:
 
 def convert(texts: Mapping[str, str]) -> Converted:
     """Texts by file name."""
-    others = _Others([_loaded(file, text) for file, text in sorted(texts.items())])
+    others = _Others(texts)
     found = _unique(each for file, text in sorted(texts.items()) for each in _of_file(file, text, others))
     return Converted(
         "".join(each.text for each in found),
@@ -221,6 +226,11 @@ def _of_loaded(value: Value, kind: Kind | None, loaded: Loaded, others: _Others)
         about = f"{value.origin}: {loaded.entries[0].ref}"
         if isinstance(found, EgressPolicy) and (lacks := completed(found, others.named)[1]):
             yield "", _Written(about, errors=tuple(each.message for each in lacks))
+            continue
+        if isinstance(found, AddressPool) and (
+            wide := tuple(too_wide_as_ours(found, others.advertisements, others.texts))
+        ):
+            yield "", _Written(about, errors=wide)
             continue
         written = manifest(whole)
         if kind is None or kind.reader is None or kind.group == OURS:
@@ -343,10 +353,14 @@ def _empty_pools(config: LegacyConfig) -> Iterator[str]:
 # --- reading back
 
 
+_UNSEEN = re.compile(r"^<input>(:\d+)*: ")  # a place in what is not printed
+
+
 def _checked(each: _Written, again: Callable[[Any], Json]) -> _Written:
     """`again`: what the object that is read back is as ours."""
     loaded = read_file(each.text)
-    wrong = [mistake.text for mistake in loaded.mistakes] + [refusal.message for refusal in loaded.refusals]
+    wrong = [f"{each.error.key} of what would be printed: {each.error.message}" for each in loaded.mistakes]
+    wrong += [_UNSEEN.sub("", refusal.message) for refusal in loaded.refusals]
     if not wrong and [again(entry.object) for entry in loaded.entries] == [each.written]:
         return each
     message = wrong[0] if wrong else "it would be read as something else"

@@ -143,9 +143,9 @@ def _announced(pool: AddressPool, advertisements: Iterable[PoolAdvertisement], r
         return pool
     ways: list[Advertisement] = []
     for one in advertisements:
-        if not _takes(one, pool):
+        if not takes(one, pool):
             continue
-        if fault := _too_wide(one.way, pool):
+        if fault := too_wide(one.way, pool):
             message = f"{one.origin}: {fault}; it is not used for pool {pool.name}"
             refusals.append(Refusal(one.ref, "InvalidAggregation", message))
         else:
@@ -153,13 +153,14 @@ def _announced(pool: AddressPool, advertisements: Iterable[PoolAdvertisement], r
     return replace(pool, advertisements=tuple(dict.fromkeys(ways)), labels=None, ranges=())
 
 
-def _takes(one: PoolAdvertisement, pool: AddressPool) -> bool:
+def takes(one: PoolAdvertisement, pool: AddressPool) -> bool:
+    """Whether it is about the pool, by name or label."""
     if not one.pools and not one.pool_selectors:
         return True
     return pool.name in one.pools or any(each.matches(pool.labels or {}) for each in one.pool_selectors)
 
 
-def _too_wide(way: Advertisement, pool: AddressPool) -> str:
+def too_wide(way: Advertisement, pool: AddressPool) -> str:
     """What an aggregate would announce beyond the pool; a range counts by its shortest prefix, as with MetalLB."""
     for blocks in pool.ranges:
         length = way.aggregation_length if blocks[0].version == 4 else way.aggregation_length_v6

@@ -520,3 +520,34 @@ def test_two_objects_of_one_name_are_one_too_many() -> None:
         "b.yaml:1: CiliumEgressGatewayPolicy/egress-sample: it would be EgressPolicy/egress-sample, as is that of "
         "a.yaml:3: CiliumEgressNATPolicy/egress-sample: rename one",
     )
+
+
+def test_an_aggregate_that_a_pool_of_ours_cannot_have_is_told_where_it_was_written() -> None:
+    texts = {
+        "a.yaml": "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\n"
+        "metadata: {name: lan, namespace: metallb-system}\nspec: {addresses: [192.0.2.10-192.0.2.200]}\n",
+        "b.yaml": "apiVersion: metallb.io/v1beta1\nkind: BGPAdvertisement\n"
+        "metadata: {name: lan, namespace: metallb-system}\nspec:\n  ipAddressPools: [lan]\n  aggregationLength: 26\n",
+    }
+    found = convert(texts)
+    assert (found.text, found.errors) == (
+        "",
+        (
+            "b.yaml:6:22: spec.aggregationLength: /26 would announce more than 192.0.2.10/31 of pool lan (a.yaml:1), "
+            "whose ranges are single blocks as ours: write 32, or the pool's spec.addresses as networks of /26",
+        ),
+    )
+    for old, new in (("26", "32"), ("192.0.2.10-192.0.2.200", "192.0.2.64/26")):
+        mended = convert({file: text.replace(old, new) for file, text in texts.items()})
+        assert mended.errors == () and "kind: AddressPool" in mended.text
+
+
+def test_what_cannot_be_written_as_ours_is_told_by_the_user_s_own_place() -> None:
+    text = "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\n"
+    text += "metadata: {name: My_Pool, namespace: metallb-system}\n"
+    (error,) = convert({"a.yaml": text + "spec: {addresses: [192.0.2.0/24]}\n"}).errors
+    assert error == (
+        "a.yaml:1: IPAddressPool/metallb-system/My_Pool: it cannot be written as ours: metadata.name of what "
+        "would be printed: "
+        "found \"My_Pool\", expected a name of lower case letters, digits, '-' and '.', at most 253 of them"
+    )
