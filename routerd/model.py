@@ -510,6 +510,16 @@ class PortRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Awaited:
+    """What a policy of another make names, and another object says."""
+
+    kind: str  # "CIDR": the Subnet that has it
+    name: str
+    at: str  # where it is written, as a message begins: "FILE:LINE:COLUMN: KEY: "
+    vpc: str = ""  # of a Subnet; "" = any
+
+
+@dataclass(frozen=True, slots=True)
 class EgressPolicy:
     """Selected pods leave for `destinations` (less `excluded`) with an egress IP.
 
@@ -537,7 +547,7 @@ class EgressPolicy:
     exit_local: bool = False  # packets leave by the pod's own node; gateways bring the answers
     gateway_mode: GatewayMode | None = None  # None = as the operator has it
     service: str = ""  # "namespace/name"; `selections` are then its backends, as stores put them there
-    awaits: tuple[str, ...] = ()  # of a reader: what says its addresses and namespaces (`foreign.kube_ovn.completed`)
+    awaits: tuple[Awaited, ...] = ()  # of a reader: stores put in what it says (`foreign.kube_ovn.joined`)
 
     @property
     def egress_ips(self) -> tuple[IPAddress, ...]:

@@ -149,6 +149,7 @@ def check_texts(texts: Mapping[str, str], there: Surroundings = NOBODY, networkd
                 loaded.append(part)
     snapshot = merge(loaded, allocations=None, service_cidrs=config.service_cidrs)
     taken = {entry.ref for part in loaded for entry in part.entries if not is_policy(entry, refused=True)}
+    taken -= {policy.ref for policy in (snapshot.policies or {}).values() if policy.refused}
     elsewhere = set() if snapshot.pools else {UNUSED}  # pools are other files' matter
     findings += [_of_refusal(each, taken) for each in snapshot.refusals if each.reason not in elsewhere]
     findings += cross_check(snapshot) + _check_pods(snapshot, config) + _decided(snapshot, config)

@@ -16,7 +16,6 @@ from routerd.formats.closed import FailClosed
 from routerd.formats.document import Value
 from routerd.formats.foreign import (
     antrea,
-    kube_ovn,
     metallb,
     metallb_advertisements,
     metallb_bgp,
@@ -30,6 +29,9 @@ from routerd.formats.foreign.cilium import bgp as cilium_bgp
 from routerd.formats.foreign.cilium import egress as cilium_egress
 from routerd.formats.foreign.cilium import peering as cilium_peering
 from routerd.formats.foreign.cilium import pools as cilium_pools
+from routerd.formats.foreign.kube_ovn import named as ovn_named
+from routerd.formats.foreign.kube_ovn import pods as ovn_pods
+from routerd.formats.foreign.kube_ovn import policies as ovn_policies
 from routerd.formats.legacy_bgp import LegacyConfig
 from routerd.formats.published.allocations import read_allocations, read_node_report
 from routerd.formats.resembling import node_labels, slice_labels
@@ -52,7 +54,7 @@ from routerd.model import (
 from routerd.refs import NODE, SERVICE
 
 _Cluster = Node | Namespace | Pod | Service | EndpointSlice
-_Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool | kube_ovn.NamedAddress | kube_ovn.Subnet
+_Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool | ovn_named.Named
 _Ciliums = (
     cilium_bgp.ClusterConfig
     | cilium_bgp.PeerConfig
@@ -151,11 +153,11 @@ _CORE = (
     ),
     Kind(
         "", "v1", "Namespace", "namespaces", custom=False,
-        reader=_told(core.read_namespace, kube_ovn.told_of_namespace), parts=("namespaces",), read_by=BOTH, kept=(),
+        reader=_told(core.read_namespace, ovn_pods.told_of_namespace), parts=("namespaces",), read_by=BOTH, kept=(),
     ),
     Kind(
         "", "v1", "Pod", "pods", namespaced=True, custom=False,
-        reader=_told(core.read_pod, kube_ovn.told_of_pod), parts=("pods",), read_by=AGENT,
+        reader=_told(core.read_pod, ovn_pods.told_of_pod), parts=("pods",), read_by=AGENT,
         kept=("spec.nodeName", "spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs"),
     ),
     Kind(
@@ -308,35 +310,39 @@ _FOREIGN = (
 
 _KUBE_OVN = (
     Kind(
-        "kubeovn.io", "v1", "OvnEip", "ovn-eips", reader=kube_ovn.read_ovn_eip, parts=("policies",), read_by=BOTH,
+        "kubeovn.io", "v1", "OvnEip", "ovn-eips", reader=ovn_named.read_ovn_eip, parts=("policies",), read_by=BOTH,
         kept=("spec", "status.v4Ip", "status.v6Ip"),
     ),
     Kind(
         "kubeovn.io", "v1", "OvnSnatRule", "ovn-snat-rules",
-        reader=FailClosed(kube_ovn.read_ovn_snat_rule, kube_ovn.covered_by_ovn_snat_rule),
+        reader=FailClosed(ovn_policies.read_ovn_snat_rule, ovn_policies.covered_by_ovn_snat_rule),
         parts=("policies",), read_by=BOTH,
     ),
     Kind(
-        "kubeovn.io", "v1", "IptablesEIP", "iptables-eips", reader=kube_ovn.read_iptables_eip, parts=("policies",),
+        "kubeovn.io", "v1", "IptablesEIP", "iptables-eips", reader=ovn_named.read_iptables_eip, parts=("policies",),
         read_by=BOTH, kept=("spec", "status.ip"),
     ),
     Kind(
         "kubeovn.io", "v1", "IptablesSnatRule", "iptables-snat-rules",
-        reader=FailClosed(kube_ovn.read_iptables_snat_rule, kube_ovn.covered_by_iptables_snat_rule),
+        reader=FailClosed(ovn_policies.read_iptables_snat_rule, ovn_policies.covered_by_iptables_snat_rule),
         parts=("policies",), read_by=BOTH,
     ),
     Kind(
         "kubeovn.io", "v1", "VpcEgressGateway", "vpc-egress-gateways", namespaced=True,
         reader=FailClosed(
-            kube_ovn.read_vpc_egress_gateway, kube_ovn.covered_by_vpc_egress_gateway, namespaced=True
+            ovn_policies.read_vpc_egress_gateway, ovn_policies.covered_by_vpc_egress_gateway, namespaced=True
         ),
         parts=("policies",), read_by=BOTH,
     ),
     Kind(
-        "kubeovn.io", "v1", "Subnet", "subnets", reader=kube_ovn.read_subnet, parts=("policies",), read_by=BOTH,
+        "kubeovn.io", "v1", "Subnet", "subnets", reader=ovn_named.read_subnet, parts=("policies",), read_by=BOTH,
     ),
     Kind(
-        "kubeovn.io", "v1", "IPPool", "ippools", reader=_plain(kube_ovn.read_ip_pool), parts=("pools",), read_by=BOTH,
+        "kubeovn.io", "v1", "VpcNatGateway", "vpc-nat-gateways", reader=ovn_named.read_nat_gateway,
+        parts=("policies",), read_by=BOTH,
+    ),
+    Kind(
+        "kubeovn.io", "v1", "IPPool", "ippools", reader=ovn_pods.read_ip_pool, parts=("pools",), read_by=BOTH,
     ),
 )  # fmt: skip
 

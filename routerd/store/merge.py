@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from routerd.formats.foreign.kube_ovn import completed, known
+from routerd.formats.foreign.kube_ovn.joined import completed, known
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import Asked, with_asked, with_destinations, with_gateways
 from routerd.formats.foreign.together import together

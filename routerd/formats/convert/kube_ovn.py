@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from routerd.formats.closed import usable
 from routerd.formats.document import Section, Value
-from routerd.formats.foreign.kube_ovn import BOTH, INBOUND
+from routerd.formats.foreign.kube_ovn.pods import BOTH, INBOUND
 from routerd.formats.foreign.policies import everywhere
 from routerd.model import EIP, NAMESPACE_NAME_LABEL, SNAT, EgressPolicy, LabelSelector, PodSelection
 

@@ -24,7 +24,8 @@ from routerd.formats.foreign.calico import bgp as calico_bgp
 from routerd.formats.foreign.calico.filters import Filter
 from routerd.formats.foreign.cilium import bgp as cilium_bgp
 from routerd.formats.foreign.cilium.peering import PeeringPolicy
-from routerd.formats.foreign.kube_ovn import NamedAddress, Subnet, completed, known
+from routerd.formats.foreign.kube_ovn.joined import completed, known
+from routerd.formats.foreign.kube_ovn.named import NamedAddress, NatGateway, Subnet
 from routerd.formats.foreign.metallb_bgp import with_bfd, without_profile
 from routerd.formats.foreign.policies import to_everywhere, with_destinations
 from routerd.formats.foreign.together import together
@@ -195,6 +196,7 @@ _SAID_BY_OTHERS = (  # peers and pools say what these say
     calico_bgp.Configuration,
     Filter,
     NamedAddress,
+    NatGateway,
     Subnet,
 )
 

@@ -367,3 +367,16 @@ def test_devices_of_resource_claims_are_other_networks() -> None:
         "warning: 2.yaml:1: pod default/db has other networks beside its first: net2 (ResourceClaim nic-x7); "
     )
     assert found(pool, policy, POD % ("", ", hostNetwork: true"), CLAIM) == []
+
+
+def test_a_policy_that_names_what_is_not_there_is_an_error_at_the_key(tmp_path: Path) -> None:
+    rule = "apiVersion: kubeovn.io/v1\nkind: OvnSnatRule\nmetadata: {name: r}\nspec: {ovnEip: typo, vpcSubnet: shop}\n"
+    subnet = (
+        "---\napiVersion: kubeovn.io/v1\nkind: Subnet\nmetadata: {name: shop}\n"
+        "spec: {cidrBlock: 10.17.0.0/16, namespaces: [shop]}\n"
+    )
+    assert found(rule + subnet) == [
+        "error: 0.yaml:4:16: spec.ovnEip: there is no OvnEip typo with an address (what it covers is dropped)"
+    ]
+    (tmp_path / "rule.yaml").write_text(rule + subnet)
+    assert main(["check", str(tmp_path)]) == codes.REFUSED

@@ -197,6 +197,10 @@ OBJECTS: dict[str, tuple[Json, int, int, str]] = {
         made("kubeovn.io", "Subnet", spec={"cidrBlock": "10.16.0.0/16", "namespaces": ["a"] * MANY}),
         MANY, MOST, "spec.namespaces",
     ),
+    "Subnet's selectors": (
+        made("kubeovn.io", "Subnet", spec={"cidrBlock": "10.16.0.0/16", "namespaceSelectors": [{}] * MANY}),
+        MANY, MOST, "spec.namespaceSelectors",
+    ),
     "pools": (config_map({"address-pools": [{}] * MANY}), MANY, MOST, "address-pools"),
 }  # fmt: skip
 POLICIES: dict[str, tuple[Json, int, str]] = {
@@ -295,5 +299,5 @@ def test_every_kind_that_is_read_has_a_list_that_is_tried_here() -> None:
     tried = {each["kind"] for each, *_ in (*OBJECTS.values(), *POLICIES.values())}
     written = {each.name for each in KINDS if each.read_by} - {"RouterdNode", "Lease"}  # which agents write
     written -= {"BFDProfile", "EgressService"}  # which have no list, or whose Service says whom they cover
-    written -= {"IptablesEIP", "IptablesSnatRule", "OvnEip", "OvnSnatRule"}  # which have none either
+    written -= {"IptablesEIP", "IptablesSnatRule", "OvnEip", "OvnSnatRule", "VpcNatGateway"}  # which have none either
     assert written == tried

@@ -63,6 +63,7 @@ def test_what_the_roles_watch() -> None:
         "ippools.crd.projectcalico.org", "ciliumpodippools.cilium.io", "ippools.crd.antrea.io", "ippools.kubeovn.io",
         "iptables-eips.kubeovn.io", "iptables-snat-rules.kubeovn.io", "ovn-eips.kubeovn.io",
         "ovn-snat-rules.kubeovn.io", "subnets.kubeovn.io", "vpc-egress-gateways.kubeovn.io",
+        "vpc-nat-gateways.kubeovn.io",
     ]  # fmt: skip
     agent = [
         "configmaps in routerd (its share)",
