@@ -6,7 +6,11 @@ import pytest
 
 from routerd.errors import InputError
 from routerd.formats.convert import convert
-from routerd.model import EgressPolicy, PodPool, Snapshot
+from routerd.formats.document import MOST
+from routerd.formats.foreign.kube_ovn.joined import Known, completed
+from routerd.formats.foreign.kube_ovn.named import Subnet, of_namespaces
+from routerd.model import Awaited, EgressPolicy, Origin, PodPool, PodSelection, Snapshot
+from routerd.selectors import EVERYTHING, LabelSelector
 from routerd.store.merge import merge
 from tests.models.manifests import read_text
 
@@ -309,3 +313,12 @@ def test_an_egress_gateway_is_printed_and_what_has_no_meaning_told() -> None:
     converted = convert({"f.yaml": GATEWAY % (VEG % f"{ALL}, replicas: 1, podAntiAffinity: Required")})
     assert converted.errors == () and "egressIPs:" in converted.text
     assert [note.split(": ")[1] for note in converted.notes] == ["spec.replicas", "spec.podAntiAffinity"]
+
+
+def test_what_subnets_select_is_bounded_and_dropped_beyond_that() -> None:
+    many = tuple(PodSelection(namespaces=LabelSelector((("team", str(number)),))) for number in range(MOST))
+    subnets = {name: Subnet(name, "red", (), (of_namespaces([name]), *many), Origin("f.yaml", 1)) for name in "ab"}
+    awaits = tuple(Awaited("Subnet", name, "") for name in subnets)
+    whole, (refusal,) = completed(EgressPolicy("r", "OvnSnatRule", awaits=awaits), Known({}, subnets, {}))
+    assert refusal.message.endswith(f"have {MOST + 2} selectors, at most {MOST} are taken (what it covers is dropped)")
+    assert whole.refused and whole.selections == (PodSelection(EVERYTHING),)
