@@ -67,6 +67,7 @@ HALFWAY = frozenset(  # what matters goes on, but not all of it as it was meant
         "ForwardingOff", "GatewayNotUsed",
         "GatewaysUnwatched", "HoldTimeTooLong", "KeyNotUsed", "MaxPodsTooHigh",
         "InvalidRouterID", "NetworkUnavailable", "NoBFD", "NoDevice", "NoEndpoints", "NumberMisread",
+        "OverrideUnused",
         "PeeringNotSupported", "PodNearShare", "PodCIDRTaken", "PodCIDRsShort", "PodOutsideCluster", "PoolOverCluster",
         *OF_PORTS, "PortsScarce", "PrefixLimit", "RouteTaken", "StatusOfOther", "SubnetNotUsed", "TableNearlyFull",
         "UnknownAnnotation", "UnknownGateway", "UnknownLabel", "UnknownPeer", "UnreadConfiguration", "UpstreamLost",
@@ -326,6 +327,7 @@ class PeerOverride:
     listen_port: int | None = None
     password: str | None = field(default=None, repr=False)
     password_file: str | None = None
+    closed: str = ""  # why there is no session on these nodes
 
     @property
     def says_nothing(self) -> bool:
@@ -365,6 +367,7 @@ class Peer:
     node_selectors: tuple[LabelSelector, ...] = ()
     overrides: tuple[PeerOverride, ...] = ()  # the first that takes a node counts there
     overridden: str = ""  # of a node's own peer, by which of them
+    closed: str = ""  # why a node has no session with it, by its override
     name: str = ""  # for messages; "" = the address
     origin: Origin = Origin()
 

@@ -22,7 +22,7 @@ from routerd.formats.foreign.policies import askers
 from routerd.model import Allocations, IPAddress, Node, NodeReport, Origin, Peer, Refusal, Snapshot, with_blocks
 from routerd.node.announce import announcements
 from routerd.node.rooms.routes import direct_routes
-from routerd.node.sessions import Way, entries_here
+from routerd.node.sessions import Way, entries_here, idle_overrides
 from routerd.operator.settings import assign_settings
 from routerd.refs import POD, Ref, service_ref
 
@@ -65,7 +65,7 @@ def decided(snapshot: Snapshot, config: Config) -> list[Decided]:
     if whole is None or whole.allocations is None:
         return []
     found = [*_of_operator(whole, whole.allocations), *_of_agents(whole, config), *_of_routes(whole, config)]
-    found += _of_pods(whole)
+    found += [*_of_overrides(whole), *_of_pods(whole)]
     places = _places(snapshot)
     asking = askers((snapshot.pods or {}).values(), (snapshot.namespaces or {}).values())
     told = ((severity, refusal, asking.get(refusal.object)) for severity, refusal in found)
@@ -134,6 +134,12 @@ def _of_pods(snapshot: Snapshot) -> Iterator[tuple[Severity, Refusal]]:
             if (owner := first.setdefault(address, pod.key)) != pod.key:
                 message = f"{address} is asked for by Pod {owner}, too: whichever starts first has it"
                 yield "warning", Refusal(about, "AddressNotGiven", message)
+
+
+def _of_overrides(snapshot: Snapshot) -> Iterator[tuple[Severity, Refusal]]:
+    """Files without nodes say nothing of them."""
+    nodes, peers = (snapshot.nodes or {}).values(), snapshot.bgp.peers if snapshot.bgp else ()
+    return (("warning", refusal) for peer in peers if nodes for refusal in idle_overrides(peer, nodes))
 
 
 def likely_sources(snapshot: Snapshot, node: Node) -> dict[Way, IPAddress | None]:

@@ -27,6 +27,7 @@ from routerd.formats.foreign.calico import filters as calico_filters
 from routerd.formats.foreign.calico import pools as calico_pools
 from routerd.formats.foreign.cilium import bgp as cilium_bgp
 from routerd.formats.foreign.cilium import egress as cilium_egress
+from routerd.formats.foreign.cilium import overrides as cilium_overrides
 from routerd.formats.foreign.cilium import peering as cilium_peering
 from routerd.formats.foreign.cilium import pools as cilium_pools
 from routerd.formats.foreign.kube_ovn import named as ovn_named
@@ -58,7 +59,7 @@ _Pools = AddressPool | PoolAdvertisement | CommunityNames | PodPool | ovn_named.
 _Ciliums = (
     cilium_bgp.ClusterConfig
     | cilium_bgp.PeerConfig
-    | cilium_bgp.NodeOverride
+    | cilium_overrides.NodeOverride
     | cilium_bgp.Advertised
     | cilium_peering.PeeringPolicy
 )
@@ -82,7 +83,6 @@ _RESTS: Mapping[tuple[str, str], frozenset[str]] = {
     ("", "ConfigMap"): frozenset({"bgp", "pools"}),
     ("cilium.io", "CiliumBGPClusterConfig"): frozenset({"bgp"}),
     ("cilium.io", "CiliumBGPPeerConfig"): frozenset({"bgp"}),
-    ("cilium.io", "CiliumBGPNodeConfigOverride"): frozenset({"bgp"}),
     ("cilium.io", "CiliumBGPPeeringPolicy"): frozenset({"bgp"}),
     **{(group, name): frozenset({"bgp"}) for group in _CALICOS for name in ("BGPConfiguration", "BGPFilter")},
 }
@@ -120,8 +120,9 @@ class Kind:
         """Parts that are not known, after a start, before each object of the kind has said something.
 
         A BGP ConfigMap that is wrong may name any peer: without it every session would be ended. So may a
-        CiliumBGPClusterConfig or a CiliumBGPPeeringPolicy; a CiliumBGPPeerConfig, a CiliumBGPNodeConfigOverride, a
-        BGPConfiguration and a BGPFilter are how they are. Of all other kinds a wrong object costs itself.
+        CiliumBGPClusterConfig or a CiliumBGPPeeringPolicy; a CiliumBGPPeerConfig, a BGPConfiguration and a
+        BGPFilter are how they are. Of all other kinds a wrong object costs itself, a CiliumBGPNodeConfigOverride the
+        sessions of its node (`closed_by`).
         """
         return _RESTS.get((self.group, self.name), frozenset())
 
@@ -226,7 +227,7 @@ _FOREIGN = (
     ),
     Kind(
         "cilium.io", "v2", "CiliumBGPNodeConfigOverride", "ciliumbgpnodeconfigoverrides",
-        reader=_plain(cilium_bgp.read_node_override), parts=("bgp",), read_by=BOTH,
+        reader=cilium_overrides.read_node_override, parts=("bgp",), read_by=BOTH,
     ),
     Kind(
         "cilium.io", "v2alpha1", "CiliumBGPPeeringPolicy", "ciliumbgppeeringpolicies",

@@ -98,7 +98,9 @@ def _no_source(peer: Peer, node: Node) -> tuple[str, str]:
 
 
 def _unusable(peer: Peer, node: Node) -> tuple[str, str] | None:
-    """Reason and message of an address that no session can have, whatever the routes."""
+    """Reason and message of a peer that is closed, or of an address that no session can have, whatever the routes."""
+    if peer.closed:
+        return "PeerConfigMissing", peer.closed
     if peer.address in node.addresses:
         return "PeerIsNode", f"{peer.address} is {node.name} itself: give the router's address, or exclude the node"
     for address in (peer.address, peer.source_address):
@@ -143,6 +145,24 @@ def _takes(override: PeerOverride, node: Node) -> bool:
     return (not override.nodes or node.name in override.nodes) and matches_any(override.node_selectors, node.labels)
 
 
+def idle_overrides(peer: Peer, nodes: Collection[Node]) -> Iterator[Refusal]:
+    """Those that count on none of `nodes`, which are all, and names in them that no node has."""
+    here = [node for node in nodes if matches_any(peer.node_selectors, node.labels)]
+    names = {node.name for node in nodes}
+    for number, override in enumerate(peer.overrides):
+        taken = [node for node in here if _takes(override, node)]
+        unknown = [name for name in override.nodes if name not in names]
+        if unknown:
+            why = f"no node is called {unknown[0]!r}"
+        elif not taken:
+            why = "it takes none of the peer's nodes"
+        elif all(any(_takes(other, node) for other in peer.overrides[:number]) for node in taken):
+            why = "each node that it takes is one of an override before it, which counts there"
+        else:
+            continue
+        yield Refusal(peer.ref, "OverrideUnused", f"{override.name}: {why}")
+
+
 def overridden(peer: Peer, override: PeerOverride) -> Peer:
     """A source address stands in place of the interface that would say one, and a password in place of its file. The
     peer is known by the name, or the address, that it has everywhere.
@@ -153,7 +173,7 @@ def overridden(peer: Peer, override: PeerOverride) -> Peer:
     if "password" in said or "password_file" in said:
         said = {"password": "", "password_file": "", **said}
     name = peer.label if "address" in said else peer.name
-    return replace(peer, **said, name=name, overrides=(), overridden=override.name)
+    return replace(peer, **said, name=name, overrides=(), overridden=override.name, closed=override.closed)
 
 
 class Way(NamedTuple):

@@ -27,11 +27,22 @@ kind: Node
 metadata: {name: a-gateway, labels: {routerd.io/egress-gateway: "", rack: a}}
 status: {addresses: [{type: InternalIP, address: 10.0.0.254}]}
 """
+OVERRIDDEN = """apiVersion: v1
+kind: Node
+metadata: {name: gw1}
+status: {addresses: [{type: InternalIP, address: 10.0.0.11}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: b, labels: {rack: b}}
+status: {addresses: [{type: InternalIP, address: 10.1.0.253}]}
+"""
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_example_passes_the_check(block: str) -> None:
-    found = check_texts({"example.yaml": block, "gateway.yaml": GATEWAY})
+    others = {"overridden.yaml": OVERRIDDEN} if "node-overrides:" in block else {}
+    found = check_texts({"example.yaml": block, "gateway.yaml": GATEWAY, **others})
     assert [str(finding) for finding in found] == []
 
 

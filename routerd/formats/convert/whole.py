@@ -23,6 +23,7 @@ from routerd.formats.document import Source, Value
 from routerd.formats.foreign.calico import bgp as calico_bgp
 from routerd.formats.foreign.calico.filters import Filter
 from routerd.formats.foreign.cilium import bgp as cilium_bgp
+from routerd.formats.foreign.cilium.overrides import NodeOverride
 from routerd.formats.foreign.cilium.peering import PeeringPolicy
 from routerd.formats.foreign.kube_ovn.joined import completed, known
 from routerd.formats.foreign.kube_ovn.named import NamedAddress, NatGateway, Subnet
@@ -43,7 +44,16 @@ from routerd.formats.objects import (
     unique,
 )
 from routerd.formats.wishes import EGRESS, NOT_SUPPORTED
-from routerd.model import AddressPool, BfdProfile, CommunityNames, EgressPolicy, PodPool, PoolAdvertisement
+from routerd.model import (
+    AddressPool,
+    BfdProfile,
+    CommunityNames,
+    EgressPolicy,
+    Peer,
+    PodPool,
+    PoolAdvertisement,
+    Refusal,
+)
 
 BESIDE = "routerd"  # namespace of the ConfigMaps that stand for other kinds: that of the operator
 
@@ -75,6 +85,13 @@ class _Written:
         return f"---\n{comments}{text_of(self.written)}"
 
 
+def _closed(peer: Peer) -> Iterator[Refusal]:
+    """What has no word here: that it is closed on some nodes."""
+    for each in peer.overrides:
+        if each.closed:
+            yield Refusal(peer.ref, "PeerConfigMissing", f"{peer.origin}: by {each.name}: {each.closed}")
+
+
 class _Others:
     """What stands in the files and completes other objects, by name."""
 
@@ -87,9 +104,11 @@ class _Others:
         objects = [entry.object for entry in entries]
         pools = {each.name: each for each in reversed(objects) if isinstance(each, AddressPool)}
         joined = together(objects, pools, nothing=[ref for file in files for ref in file.nothing])
-        self.pools, self.ways, self.told = joined.pools, joined.ways, joined.refusals
+        self.pools, self.ways = joined.pools, joined.ways
+        closed = {peer.name: each for peer in joined.peers for each in _closed(peer)}
+        self.peers = {peer.name: peer for peer in joined.peers if peer.name not in closed}
+        self.told = (*joined.refusals, *closed.values())
         self.advertisements = [each for each in objects if isinstance(each, PoolAdvertisement)]
-        self.peers = {peer.name: peer for peer in joined.peers}
         self.named = known(objects)
         self.profiles = {each.name: each for each in objects if isinstance(each, BfdProfile)}
 
@@ -191,7 +210,7 @@ _SAID_BY_OTHERS = (  # peers and pools say what these say
     PoolAdvertisement,
     CommunityNames,
     cilium_bgp.PeerConfig,
-    cilium_bgp.NodeOverride,
+    NodeOverride,
     cilium_bgp.Advertised,
     calico_bgp.Configuration,
     Filter,

@@ -10,6 +10,7 @@ from routerd.formats.foreign import metallb_advertisements
 from routerd.formats.foreign.calico import bgp as calico_bgp
 from routerd.formats.foreign.calico.filters import Filter
 from routerd.formats.foreign.cilium import bgp as cilium_bgp
+from routerd.formats.foreign.cilium.overrides import NodeOverride
 from routerd.formats.foreign.cilium.peering import PeeringPolicy
 from routerd.model import AddressPool, Advertisement, CommunityNames, Peer, PoolAdvertisement, Refusal
 from routerd.refs import Ref
@@ -39,7 +40,8 @@ def together(objects: Iterable[object], pools: Mapping[str, AddressPool], *, not
         _of(objects, cilium_bgp.ClusterConfig),
         _of(objects, cilium_bgp.PeerConfig),
         _of(objects, cilium_bgp.Advertised),
-        _of(objects, cilium_bgp.NodeOverride),
+        _of(objects, NodeOverride),
+        nothing=nothing,
     )
     calicos = calico_bgp.joined(
         _of(objects, calico_bgp.Configuration),

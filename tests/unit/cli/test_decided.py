@@ -218,3 +218,29 @@ endpoints: [{{addresses: [10.244.1.5], nodeName: n1, conditions: {{ready: {ready
 
 def test_what_is_not_known_is_not_decided() -> None:
     assert decided(Snapshot(), DEFAULT) == []
+
+
+def found_of(peer: str) -> list[str]:
+    """Of a document of ours with this peer."""
+    document = BGP.replace("    peers:", "    apiVersion: routerd.io/v1alpha1\n    peers:") % (f"    - {peer}\n", "")
+    return [str(each) for each in check_texts({"a.yaml": NODES + document.replace("    address-pools:\n", "")})]
+
+
+def test_overrides_that_count_nowhere_are_told() -> None:
+    peer = "{name: tor, peer-address: 10.0.0.9, peer-asn: 1, my-asn: 2, node-overrides: [%s]}"
+    shadowed = "{nodes: [n1], my-asn: 3}, {nodes: [n1], my-asn: 4}"
+    for overrides, why in (
+        (shadowed, "each node that it takes is one of an override before it, which counts there"),
+        ("{nodes: [n3], my-asn: 3}", "no node is called 'n3'"),
+        ('{nodes: [""], my-asn: 3}', "no node is called ''"),
+        ("{node-selectors: [{match-labels: {a: b}}], my-asn: 3}", "it takes none of the peer's nodes"),
+    ):
+        (line,) = found_of(peer % overrides)
+        assert line.startswith("warning: a.yaml:21: peer/tor: node-overrides of tor at a.yaml:") and line.endswith(why)
+    assert found_of(peer % "{nodes: [n1], my-asn: 3}") == []
+
+
+def test_a_fault_of_an_overridden_address_has_its_place() -> None:
+    peer = "{peer-address: 10.0.0.9, peer-asn: 1, my-asn: 2, node-overrides: [{nodes: [n1], peer-address: 10.0.0.11}]}"
+    (line,) = found_of(peer)
+    assert line.startswith("error: a.yaml:21: peer/10.0.0.9: by node-overrides of 10.0.0.9 at a.yaml:21: 10.0.0.11 is")

@@ -1,4 +1,4 @@
-"""Cilium's CiliumBGPClusterConfig, PeerConfig, Advertisement and NodeConfigOverride (cilium.io/v2). Pure.
+"""Cilium's CiliumBGPClusterConfig, PeerConfig and Advertisement (cilium.io/v2). Pure.
 
 A cluster configuration names peers, each of these a peer configuration, and that selects advertisements by label. So a
 peer gets what its advertisements say, and egress IPs. What we cannot do is refused by name, as a value.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from bgp.path import WELL_KNOWN_COMMUNITIES, normal_communities
 from routerd.formats.document import Section, Value
+from routerd.formats.foreign.cilium.overrides import NodeOverride, closed_by, of_nobody
 from routerd.formats.legacy_bgp.times import MAX_CONNECT_RETRY
 from routerd.formats.meta import label_selector, read_meta
 from routerd.formats.native import read_community
@@ -18,11 +19,9 @@ from routerd.model import (
     AddressPool,
     Advertisement,
     Gets,
-    IPAddress,
     IPFamily,
     Labels,
     Peer,
-    PeerOverride,
     Refusal,
 )
 from routerd.refs import Ref
@@ -74,29 +73,6 @@ class PeerConfig:
     ebgp_multihop: bool = False
     graceful_restart_time: int = 120
     families: tuple[tuple[IPFamily, LabelSelector | None], ...] = (("IPv4", None), ("IPv6", None))
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceOverride:
-    """`sources`: by the peer's name, the address of its session."""
-
-    override: PeerOverride
-    sources: Mapping[str, IPAddress]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeOverride:
-    """What the node of its name has otherwise, by instance."""
-
-    ref: Ref
-    instances: Mapping[str, InstanceOverride]
-
-    def of(self, peer: ClusterPeer) -> Iterator[PeerOverride]:
-        instance = self.instances.get(peer.instance)
-        if instance is not None:
-            override = replace(instance.override, source_address=instance.sources.get(peer.own_name))
-            if not override.says_nothing:
-                yield override
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,34 +137,6 @@ def _cluster_peer(name: str, instance: Section, item: Value, selectors: tuple[La
         instance.require("name").name(),
         item.section.require("name").name(),
     )
-
-
-def read_node_override(value: Value) -> NodeOverride:
-    """Its name is the node's. Raises InputError."""
-    meta, spec = read_meta(value), value.section.require("spec").section
-    ref = Ref(meta.kind, name=meta.name)
-    instances = (_instance(ref, item.section) for item in spec.items("bgpInstances"))
-    return NodeOverride(ref, dict(instances))
-
-
-def _instance(ref: Ref, section: Section) -> tuple[str, InstanceOverride]:
-    router_id, local_as, port = (
-        found if found is not None and not found.is_null and found.text else None
-        for found in map(section.get, ("routerID", "localASN", "localPort"))
-    )
-    override = PeerOverride(
-        name=str(ref),
-        nodes=(ref.name,),
-        local_as=local_as.integer(1, 2**32 - 1) if local_as is not None else None,
-        router_id=router_id.ipv4() if router_id is not None else None,
-        listen_port=port.integer(1, 65535) if port is not None else None,
-    )
-    sources = {
-        item.section.require("name").name(): item.section.require("localAddress").address()
-        for item in section.items("peers")
-        if item.section.string("localAddress")
-    }
-    return section.require("name").name(), InstanceOverride(override, sources)
 
 
 def read_peer_config(value: Value) -> tuple[PeerConfig | None, tuple[Refusal, ...]]:
@@ -330,18 +278,23 @@ def joined(
     configs: Iterable[PeerConfig],
     advertised: Iterable[Advertised],
     overrides: Iterable[NodeOverride] = (),
+    *,
+    nothing: Iterable[Ref] = (),
 ) -> Joined:
+    """`nothing`: documents of which no object was made: an override among them closes the sessions of its node."""
     by_name = {"": PeerConfig(), **{each.name: each for each in configs}}
     advertised, overrides = tuple(advertised), tuple(overrides)
-    draft = _Draft()
-    for each in (peer for cluster in clusters for peer in cluster.peers):
+    closing = tuple(closed_by(nothing, overrides))
+    peers = tuple(peer for cluster in clusters for peer in cluster.peers)
+    draft = _Draft(refusals=[*of_nobody(overrides, {(each.instance, each.own_name) for each in peers})])
+    for each in peers:
         config = by_name.get(each.config)
         if config is None:
             message = f"{each.peer.origin}: no CiliumBGPPeerConfig {each.config!r} can be used: there is no session"
             draft.refusals.append(Refusal(each.peer.ref, "PeerConfigMissing", message))
         else:
-            changes = tuple(one for override in overrides for one in override.of(each))
-            _join(draft, replace(each.peer, overrides=changes), config, advertised)
+            changes = (one for override in overrides for one in override.of(each.instance, each.own_name))
+            _join(draft, replace(each.peer, overrides=(*closing, *changes)), config, advertised)
     ways = tuple(replace(way, peers=tuple(labels)) for way, labels in draft.ways.items())
     return Joined(tuple(draft.peers), ways, tuple(draft.refusals))
 

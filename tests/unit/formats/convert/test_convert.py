@@ -364,7 +364,7 @@ def placeless(peer: Peer) -> Peer:
 ELSEWHERE = {
     Peer: {
         "origin", "bfd", "bfd_profile", "password_file", "extended_next_hop", "interface", "source_interface", "found",
-        "passive", "overridden", "overrides",
+        "passive", "overridden", "overrides", "closed",
     },
     Advertisement: set(),
     AddressPool: {"origin", "protocol", "services", "gateways", "labels", "ranges"},

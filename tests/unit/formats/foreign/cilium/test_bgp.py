@@ -10,12 +10,14 @@ import pytest
 from routerd.errors import InputError
 from routerd.formats.convert.whole import convert
 from routerd.formats.legacy_bgp import LegacyConfig
+from routerd.formats.objects import read_file
 from routerd.model import AddressPool, Advertisement, Origin, Peer, Peering, PeerOverride, Snapshot
 from routerd.node.announce import announcements
 from routerd.node.checks import Rules
-from routerd.node.sessions import way_to
+from routerd.node.sessions import sessions_of, way_to
 from routerd.selectors import LabelSelector
 from routerd.store.merge import merge
+from routerd.store.mistakes import unknown_parts
 from tests.models import cluster
 from tests.models.manifests import read_text
 
@@ -84,12 +86,11 @@ OVERRIDE = (
     HEAD.format("CiliumBGPNodeConfigOverride", "gw1", "")
     + """\
   bgpInstances:
-  - {name: other, localASN: 1}
   - name: main
     routerID: 192.0.2.1
     localPort: 1790
     localASN: 65001
-    peers: [{name: tor, localAddress: 10.0.0.11, localPort: 179}, {name: else, localAddress: 10.0.0.12}]
+    peers: [{name: tor, localAddress: 10.0.0.11, localPort: 179}]
 """
 )
 
@@ -108,7 +109,39 @@ def test_a_node_of_its_own_has_its_override() -> None:
             source_address=ip_address("10.0.0.11"), listen_port=1790,
         ),
     )  # fmt: skip
-    assert peer_of(CLUSTER, CONFIG, OVERRIDE.replace("main", "none")).overrides == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("name: main", "name: none", "UnknownPeer: 2.yaml:1: no CiliumBGPClusterConfig has a peer in an instance "
+         "'none': nothing of this is in force"),
+        ("name: tor", "name: other", "UnknownPeer: 2.yaml:1: no CiliumBGPClusterConfig has a peer 'other' in instance "
+         "'main': nothing of this is in force"),
+        ("localASN", "localAsn", 'KeyNotUsed: 2.yaml:9:15: spec.bgpInstances[0].localAsn: unknown key "localAsn"; did '
+         'you mean "localASN"?'),
+        ("localAddress", "address", 'KeyNotUsed: 2.yaml:10:34: spec.bgpInstances[0].peers[0].address: unknown key '
+         '"address"; did you mean "localAddress"?'),
+    ],
+)  # fmt: skip
+def test_what_of_an_override_is_of_nothing_is_told(old: str, new: str, line: str) -> None:
+    assert told(CLUSTER, CONFIG, OVERRIDE.replace(old, new)) == [f"CiliumBGPNodeConfigOverride/gw1 {line}"]
+
+
+def test_an_override_that_cannot_be_read_closes_the_sessions_of_its_node_alone() -> None:
+    wrong = read_file(OVERRIDE.replace("192.0.2.1", "x"), "o.yaml")
+    found = merge([read_file(CLUSTER), read_file(CONFIG), wrong], allocations=None)
+    assert found.bgp is not None
+    (peer,) = (replace(each, node_selectors=()) for each in found.bgp.peers)
+    snapshot = cluster.snapshot(bgp=Peering((peer,)))
+    for name, expected in (("gw1", "PeerConfigMissing"), ("a", "")):
+        node = replace((snapshot.nodes or {})["a"], name=name)
+        opened = sessions_of([peer], node, {way_to(peer): ip_address("10.0.0.11")})
+        assert [each.reason for each in opened.refusals] == [expected] * bool(expected)
+        assert len(opened.sessions) == (not expected)
+    assert not unknown_parts([wrong])
+    printed = convert({"a.yaml": CLUSTER, "b.yaml": CONFIG, "c.yaml": OVERRIDE.replace("192.0.2.1", "x")})
+    assert [error.partition(": ")[0] for error in printed.errors] == ["a.yaml:10", "c.yaml:7:15"] and not printed.text
 
 
 def test_an_override_is_printed_as_ours() -> None:
