@@ -343,6 +343,7 @@ def _join(draft: _Draft, peer: Peer, config: PeerConfig, advertised: tuple[Adver
         labels = draft.ways.setdefault(way, [])
         labels += [peer.label] if peer.label not in labels else []
     pods: tuple[Gets, ...] = ("pod-cidrs",) if any(each.pod_cidrs for each in mine) else ()
+    local = {peer.local_as, *(each.local_as for each in peer.overrides)}  # hops of iBGP are any number
     draft.peers.append(
         replace(
             peer,
@@ -351,7 +352,7 @@ def _join(draft: _Draft, peer: Peer, config: PeerConfig, advertised: tuple[Adver
             hold_time=config.hold_time,
             keepalive_time=config.keepalive_time,
             connect_retry=config.connect_retry,
-            ebgp_multihop=config.ebgp_multihop and peer.remote_as != peer.local_as,
+            ebgp_multihop=config.ebgp_multihop and peer.remote_as not in local,
             graceful_restart_time=config.graceful_restart_time,
             families=tuple(family for family in ("IPv4", "IPv6") if family in dict(config.families)),
             gets=(*pods, "egress"),

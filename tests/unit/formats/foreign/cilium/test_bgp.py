@@ -152,6 +152,11 @@ def test_an_override_is_printed_as_ours() -> None:
     assert replace(override, name="") == replace(expected, name="")
 
 
+def test_hops_are_ignored_where_an_override_makes_the_router_one_of_the_same_as() -> None:
+    texts = {"a.yaml": CLUSTER, "b.yaml": CONFIG, "c.yaml": OVERRIDE.replace("65001", "64513")}
+    assert not peer_of(*texts.values()).ebgp_multihop and convert(texts).errors == ()
+
+
 def test_an_override_of_one_peer_alone_is_none_of_the_others() -> None:
     two = CLUSTER + "    - {name: second, peerASN: 64513, peerAddress: 10.0.0.2}\n"
     one = HEAD.format("CiliumBGPNodeConfigOverride", "gw1", "")
