@@ -43,7 +43,8 @@ class UpdateDelay:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed: float | None = None  # since when something is new that no round has taken up
-        self._taken: float | None = None  # of the rounds that have not come to their end
+        self._taken: float | None = None  # of what rounds have taken up, and the speaker was not told
+        self._began = 0.0  # when the latest round did
         self._waiting: float | None = None  # since when paths are new that are not acknowledged
         self._desired: Desired | None = None  # that the speaker was told last
         self.seen = Durations()
@@ -54,13 +55,12 @@ class UpdateDelay:
             self._changed = self._clock()
 
     def round_begins(self) -> None:
-        now, self._changed = self._clock() if self._changed is None else self._changed, None
-        if self._taken is None:
-            self._taken = now
+        self._began = self._clock()
+        self._taken, self._changed = self._changed if self._taken is None else self._taken, None
 
     def told(self, desired: Desired) -> None:
-        """A round has come to its end: the speaker knows all of it."""
-        since, self._taken = self._taken, None
+        """The speaker knows all that the latest round has decided; what alone the host had a part in began with it."""
+        since, self._taken = self._began if self._taken is None else self._taken, None
         is_first, is_same = self._desired is None, self._desired == desired
         self._desired = desired
         if not is_first and not is_same and self._waiting is None:

@@ -461,8 +461,8 @@ class Agent:
         if self._is_finished(done) and self._snapshot.allocations is not None:
             self._applied = self._snapshot.allocations.generation
             self._ports.is_applied(self._snapshot.allocations, self._state)
-        if self._is_finished(done) and self._state.announcements is not None:
-            self._delay.told(self._state.announcements.desired)
+        if (announced := self._state.announcements) is not None and self._reconciler.has_told(announced.desired):
+            self._delay.told(announced.desired)
         self._look_at_delay()
         rounds = self._status.rounds.after(seconds, done.error, done.held, whole=not self._snapshot.missing())
         is_new = bool(done.actions) and not self._egress.datapath  # it may have been attached just now

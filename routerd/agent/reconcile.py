@@ -167,14 +167,14 @@ class Reconciler:
             self._speaker.set(desired, complete=complete)
             self._last_set, self._is_complete = desired, complete
 
-    def _has_told(self, desired: BgpDesired) -> bool:
-        """Whether this very value was told, and nothing is to follow: nothing changed since the last round."""
-        return desired is self._last_set and self._is_complete
+    def has_told(self, desired: BgpDesired) -> bool:
+        """Whether the speaker was told this, and nothing is to follow."""
+        return self._is_complete and (desired is self._last_set or desired == self._last_set)
 
     async def _announce_early(self, announced: Announcements) -> None:
         """Tells what does not wait for the rooms, and lets it go out before they take the loop's time."""
         rooms = [seat.room for seat in self._seats]
-        if self._speaker is None or not rooms or self._has_told(announced.desired):
+        if self._speaker is None or not rooms or self.has_told(announced.desired):
             return
         before = self._last_set.ribs if self._last_set is not None else None
         if before is None:

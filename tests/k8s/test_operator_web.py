@@ -56,11 +56,12 @@ def test_the_active_one_tells_what_it_does_and_the_one_that_waits_is_ready(tmp_p
             found = await numbers(one, ACTIVE, used, wrote)
             assert found["routerd_operator_generation"] == 1
             assert found["routerd_operator_decision_duration_seconds_count"] >= 1
-            assert found['routerd_operator_lease_transitions_total{change="acquired"}'] >= 1
+            transitions = 'routerd_operator_lease_transitions_total{{change="{}"}}'.format
+            assert found[transitions("acquired")] - found[transitions("lost")] == 1
             assert found['routerd_store_responses_total{code="200",method="PATCH"}'] >= 1
             assert found['routerd_store_lists_total{resource="services"}'] == 1
             waits = await numbers(other, "routerd_operator_active 0.0", "routerd_ready 1.0")
-            assert waits['routerd_operator_lease_transitions_total{change="acquired"}'] == 0
+            assert waits[transitions("acquired")] - waits[transitions("lost")] == 0
             assert not [name for name in waits if name.startswith("routerd_operator_pool_addresses")]
 
     asyncio.run(story())

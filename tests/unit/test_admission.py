@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from routerd.store.kubernetes.resources import EVENTS, LEASES, REPORTS, heartbeat_lease
-from routerd.store.kubernetes.status.metallb import SERVICE_STATUSES
+from routerd.store.kubernetes.status.metallb import NODE_ANNOTATION, SERVICE_STATUSES, service_statuses
 from tests.models.cel import evaluated
 
 DEPLOY = Path(__file__).parents[2] / "configs" / "deploy"
 AGENT = "system:serviceaccount:routerd:routerd-agent"
 NODE_CLAIM = "authentication.kubernetes.io/node-name"
+OPERATIONS = {"create": "CREATE", "update": "UPDATE", "patch": "UPDATE", "delete": "DELETE"}  # by verb of RBAC
 
 
 def policy() -> dict[str, Any]:
@@ -34,10 +35,10 @@ def admitted(
     claimed: str | None,
     resource: str,
     name: str,
-    event: Mapping[str, Any] = {},
+    event: Mapping[str, Any] | None = {},
     before: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Messages of the validations that say no."""
+    """Messages of the validations that say no. `event`: beside its metadata; None = it is deleted."""
     spec = policy()
     extra = {NODE_CLAIM: [claimed]} if claimed is not None else {}
     request = {"userInfo": {"username": user, "extra": extra}, "resource": {"resource": resource}}
@@ -46,7 +47,7 @@ def admitted(
     variables = {each["name"]: str(evaluated(each["expression"], request=request)) for each in spec["variables"]}
     known = {
         "request": request,
-        "object": {"metadata": {"name": name}, **event},
+        "object": {"metadata": {"name": name}, **event} if event is not None else None,
         "oldObject": before,
         "variables": variables,
     }
@@ -86,7 +87,7 @@ def test_an_agent_neither_writes_nor_takes_an_event_of_others(other: dict[str, A
 
 def shown(node: str) -> dict[str, Any]:
     """A status of a Service on that node; "" = it does not say which."""
-    return {"metadata": {"name": "bgp-1", "labels": {"metallb.io/node": node} if node else {}}}
+    return {"metadata": {"name": "bgp-1", "annotations": {NODE_ANNOTATION: node} if node else {}}}
 
 
 def test_an_agent_shows_the_services_of_its_own_node_alone() -> None:
@@ -96,6 +97,12 @@ def test_an_agent_shows_the_services_of_its_own_node_alone() -> None:
     assert admitted(AGENT, "n1", SERVICE_STATUSES.plural, "bgp-1", shown("n2")) == refused
     assert admitted(AGENT, "n1", SERVICE_STATUSES.plural, "bgp-1", shown("")) == refused
     assert admitted(AGENT, "n1", SERVICE_STATUSES.plural, "bgp-1", shown("n1"), shown("n2")) == refused
+    assert admitted(AGENT, "n1", SERVICE_STATUSES.plural, "bgp-1", None, shown("n1")) == []
+    assert admitted(AGENT, "n1", SERVICE_STATUSES.plural, "bgp-1", None, shown("n2")) == refused
+    long = ".".join(["n" * 60] * 4)
+    (found,) = service_statuses(long, {"default/web": ()}).values()
+    made = {"metadata": {"name": "bgp-1", "labels": found.labels, "annotations": found.annotations}}
+    assert admitted(AGENT, long, SERVICE_STATUSES.plural, "bgp-1", made) == []
 
 
 def test_a_token_that_names_no_node_writes_nothing() -> None:
@@ -113,13 +120,19 @@ def test_all_that_the_account_may_write_is_asked_about() -> None:
         each for each in documents if each["kind"].endswith("Role") and each["metadata"]["name"] == "routerd-agent"
     ]
     granted = {
-        (group, resource)
+        (group, resource, operation)
         for role in roles
         for rule in role["rules"]
-        if {"create", "update", "patch"} & {*rule["verbs"]}
+        for operation in OPERATIONS.keys() & {*rule["verbs"]}
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
-    rules = policy()["matchConstraints"]["resourceRules"]
-    asked = {(group, each) for rule in rules for group in rule["apiGroups"] for each in rule["resources"]}
+    asked = {
+        (group, resource, operation)
+        for rule in policy()["matchConstraints"]["resourceRules"]
+        for operation, word in OPERATIONS.items()
+        if word in rule["operations"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
     assert granted and granted <= asked

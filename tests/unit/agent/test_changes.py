@@ -78,6 +78,13 @@ def test_how_long_paths_take_from_the_change_that_they_come_of() -> None:
     now = 5.25
     delay.acknowledged()
     assert (delay.seen.done, delay.seen.seconds) == (2, 3.25)
+    a_round("192.0.2.3/32", ends=False)  # of no change
+    now = 3600.0
+    delay.changed()
+    a_round("192.0.2.4/32")
+    now = 3600.25
+    delay.acknowledged()
+    assert (delay.seen.done, delay.seen.seconds) == (3, 3.5)
 
 
 def test_changes_while_the_speaker_is_away_are_measured_from_the_first_one() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from routerd.formats.kinds import BY_NAME, KINDS
@@ -20,6 +20,7 @@ from routerd.refs import BGP, PEER
 SERVICE_STATUSES = BY_NAME["metallb.io", "ServiceBGPStatus"]
 CONFIGURATION_STATES = BY_NAME["metallb.io", "ConfigurationState"]
 OWNER_LABEL = "routerd.io/status-of"  # whose they are: a node's agent, or the operator
+NODE_ANNOTATION = "routerd.io/node"  # for `configs/deploy/admission.yaml`: a node's name may be too long for a label
 OPERATOR = "operator"
 ERRORS = ("errorSummary", "lastError")  # as its releases call it: an API server drops what its CRD has not
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -32,6 +33,7 @@ class Shown:
 
     labels: Mapping[str, str]
     status: Mapping[str, Any]
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 def owner_of(node: str) -> str:
@@ -52,7 +54,8 @@ def _service_status(node: str, key: str, peers: Sequence[str]) -> Shown:
     namespace, _, name = key.partition("/")
     labels = {"node": node, "service-name": name, "service-namespace": namespace}
     status = {"node": node, "serviceName": name, "serviceNamespace": namespace, "peers": sorted(peers)}
-    return Shown({f"metallb.io/{word}": text for word, text in labels.items() if _LABEL_VALUE.fullmatch(text)}, status)
+    fitting = {f"metallb.io/{word}": text for word, text in labels.items() if _LABEL_VALUE.fullmatch(text)}
+    return Shown(fitting, status, {NODE_ANNOTATION: node})
 
 
 def configuration_state(snapshot: Snapshot) -> dict[str, Shown]:

@@ -106,7 +106,12 @@ class ShownObjects:
 
     async def _make(self, name: str, each: Shown) -> bool:
         """False = somebody else's has that name."""
-        meta = {"name": name, "namespace": self._namespace, "labels": {**each.labels, OWNER_LABEL: self._owner}}
+        meta = {
+            "name": name,
+            "namespace": self._namespace,
+            "labels": {**each.labels, OWNER_LABEL: self._owner},
+            "annotations": dict(each.annotations),
+        }
         body = {"apiVersion": self._kind.api_version, "kind": self._kind.name, "metadata": meta}
         try:
             await self._client.create(collection_path(self._kind, self._namespace), body)

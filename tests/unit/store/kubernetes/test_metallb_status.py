@@ -78,6 +78,7 @@ def test_an_object_says_whose_it_is() -> None:
             "metallb.io/service-namespace": "default",
         },
         {"node": "gw1", "serviceName": "web", "serviceNamespace": "default", "peers": ["tor", "tor-b"]},
+        {"routerd.io/node": "gw1"},
     )
     assert service_statuses("gw2", {"default/web": ()}).keys() != {name}
 
