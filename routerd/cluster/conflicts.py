@@ -112,7 +112,7 @@ def _lies_in(address: IPAddress, networks: Iterable[IPNetwork]) -> bool:
 
 # --- egress IPs that pods ask for by annotation, of which the operator hears by agents
 #
-# Whoever may write a pod asks. So an address must be one of a pool for egress, which is the word of whoever owns the
+# Whoever may write a pod asks. So an address must be one of a pool that is open to it, the word of whoever owns the
 # addresses, and the pool may be for some namespaces alone; one that a policy of the cluster's names is that policy's.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Literal, cast, get_args
@@ -53,7 +54,7 @@ def read_address_pool(value: Value) -> AddressPool:
     spec.only(*_POOL_KEYS)
     protocol = spec.get("protocol")
     kind = cast(Literal["bgp", "layer2"], protocol.choice("bgp", "layer2") if protocol else "bgp")
-    blocks = _blocks(spec.require("blocks"))
+    blocks = blocks_of(spec.require("blocks").nonempty("block"), _block)
     return AddressPool(
         name=meta.name,
         blocks=blocks,
@@ -106,10 +107,11 @@ def _uses(spec: Section) -> frozenset[Use]:
     return frozenset(cast(Use, item.choice("loadbalancer", "egress")) for item in uses.nonempty("use"))
 
 
-def _blocks(value: Value) -> tuple[IPNetwork, ...]:
+def blocks_of(items: Iterable[Value], networks_of: Callable[[Value], Iterable[IPNetwork]]) -> tuple[IPNetwork, ...]:
+    """What the items of a pool say, as `networks_of` reads each. Raises InputError."""
     found: list[IPNetwork] = []
-    for item in value.nonempty("block"):
-        for network in _block(item):
+    for item in items:
+        for network in networks_of(item):
             check_block(item, network, found)
             found.append(network)
     return tuple(found)

@@ -14,7 +14,7 @@ from routerd.formats.closed import Read, Refused, usable
 from routerd.formats.document import Section, Value
 from routerd.formats.foreign.policies import EVERYWHERE, everywhere
 from routerd.formats.meta import label_selector, read_meta, selector_at
-from routerd.formats.native import check_block, range_networks
+from routerd.formats.native import blocks_of, range_networks
 from routerd.model import AddressPool, EgressPolicy, IPAddress, IPNetwork, PodSelection, Refusal
 from routerd.refs import Ref
 
@@ -72,7 +72,8 @@ def covered_by_egress(value: Value) -> EgressPolicy:
 def read_external_ip_pool(value: Value) -> tuple[AddressPool | None, tuple[Refusal, ...]]:
     """Raises InputError."""
     meta, spec = read_meta(value), value.section.require("spec").section
-    blocks, ranges = _blocks(spec), spec.require("ipRanges")
+    ranges = spec.require("ipRanges")
+    blocks = blocks_of(ranges.nonempty("range"), _range)
     about = Ref(meta.kind, name=meta.name)
     if not blocks:
         message = "no address is left: of a CIDR the first address is not given, and of IPv4 not the last one"
@@ -92,15 +93,6 @@ def _subnet(about: Ref, spec: Section) -> Iterator[Refusal]:
     if (subnet := spec.get("subnetInfo")) is not None:
         message = "what has an address of the pool leaves by the node's own routes, not by this gateway or VLAN"
         yield Refusal(about, "SubnetNotUsed", str(subnet.error(message)))
-
-
-def _blocks(spec: Section) -> tuple[IPNetwork, ...]:
-    found: list[IPNetwork] = []
-    for item in spec.require("ipRanges").nonempty("range"):
-        for network in _range(item):
-            check_block(item, network, found)
-            found.append(network)
-    return tuple(found)
 
 
 def _range(item: Value) -> tuple[IPNetwork, ...]:

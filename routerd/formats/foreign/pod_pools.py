@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ipam.ranges import networks_without
 from routerd.formats.document import Section, Value
 from routerd.formats.meta import read_meta, selector_at
-from routerd.formats.native import check_block, range_networks
+from routerd.formats.native import blocks_of, check_block, range_networks
 from routerd.model import ClusterCIDR, IPNetwork, PodPool
 
 MOST_BLOCK_BITS = 16  # of one CIDR: 65,536 blocks, as Kubernetes has it
@@ -76,12 +76,7 @@ def _reserved(item: Section, network: IPNetwork) -> tuple[IPNetwork, ...]:
 def read_antrea(value: Value) -> PodPool:
     """It says which addresses a pod may have that names it, and gives nodes nothing. Raises InputError."""
     meta, spec = read_meta(value), value.section.require("spec").section
-    found: list[IPNetwork] = []
-    for item in spec.require("ipRanges").nonempty("range"):
-        for network in _range(item):
-            check_block(item, network, found)
-            found.append(network)
-    return PodPool(meta.name, tuple(found), origin=meta.origin)
+    return PodPool(meta.name, blocks_of(spec.require("ipRanges").nonempty("range"), _range), origin=meta.origin)
 
 
 def _range(item: Value) -> tuple[IPNetwork, ...]:

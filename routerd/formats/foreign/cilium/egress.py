@@ -51,26 +51,23 @@ def read_egress_gateway_policy(value: Value) -> Read:
 
 def covered_by_nat_policy(value: Value) -> EgressPolicy:
     """Who and what it covers, without its egress IP."""
-    meta, spec = read_meta(value), value.section.require("spec").section
-    return EgressPolicy(
-        name=meta.name,
-        kind=meta.kind,
-        selections=_selections(spec.require("egress")),
-        destinations=_destinations(spec),
-        created=meta.created,
-        origin=meta.origin,
-    )
+    return _covered(value, "egress")
 
 
 def covered_by_gateway_policy(value: Value) -> EgressPolicy:
     """Who and what it covers, without its gateways."""
+    policy, spec = _covered(value, "selectors"), value.section.require("spec").section
+    return replace(policy, excluded=tuple(item.network(host_bits=True) for item in spec.items("excludedCIDRs")))
+
+
+def _covered(value: Value, selectors: str) -> EgressPolicy:
+    """`selectors`: the key of who is selected."""
     meta, spec = read_meta(value), value.section.require("spec").section
     return EgressPolicy(
         name=meta.name,
         kind=meta.kind,
-        selections=_selections(spec.require("selectors")),
+        selections=_selections(spec.require(selectors)),
         destinations=_destinations(spec),
-        excluded=tuple(item.network(host_bits=True) for item in spec.items("excludedCIDRs")),
         created=meta.created,
         origin=meta.origin,
     )

@@ -5,10 +5,12 @@ Unknown fields are ignored, as the API server prunes them.
 
 from __future__ import annotations
 
+from functools import partial
+
 from ipam.ranges import networks_between
 from routerd.formats.document import Section, Value
 from routerd.formats.meta import label_selector, read_meta
-from routerd.formats.native import check_block, range_networks
+from routerd.formats.native import blocks_of, range_networks
 from routerd.model import AddressPool, IPNetwork, ServiceSelection
 
 
@@ -32,12 +34,7 @@ def _services(spec: Section) -> tuple[ServiceSelection, ...] | None:
 def _blocks(spec: Section) -> tuple[IPNetwork, ...]:
     ends = spec.get("allowFirstLastIPs")
     with_ends = ends is None or ends.choice("Yes", "No") == "Yes"
-    found: list[IPNetwork] = []
-    for item in spec.require("blocks").nonempty("block"):
-        for network in _block(item, with_ends):
-            check_block(item, network, found)
-            found.append(network)
-    return tuple(found)
+    return blocks_of(spec.require("blocks").nonempty("block"), partial(_block, with_ends=with_ends))
 
 
 def _block(item: Value, with_ends: bool) -> tuple[IPNetwork, ...]:

@@ -10,7 +10,7 @@ from routerd.formats.foreign.kube_ovn.keys import Keys, not_used
 from routerd.formats.foreign.kube_ovn.named import of_namespaces
 from routerd.formats.foreign.policies import IN_PART
 from routerd.formats.meta import read_meta
-from routerd.formats.native import check_block, range_networks
+from routerd.formats.native import blocks_of, range_networks
 from routerd.model import EIP, SNAT, IPNetwork, Labels, Namespace, Pod, PodPool, Refusal
 from routerd.refs import Ref
 
@@ -23,15 +23,10 @@ _IP_POOL = Keys(("ips", "namespaces", "subnet"), {"enableAddressSet": "no addres
 def read_ip_pool(value: Value) -> tuple[PodPool, tuple[Refusal, ...]]:
     """Addresses, ranges START..END and CIDRs of a subnet, for pods of some namespaces. Raises InputError."""
     meta, spec = read_meta(value), value.section.require("spec").section
-    found: list[IPNetwork] = []
-    for item in spec.require("ips").nonempty("address, range or CIDR"):
-        for network in _networks(item):
-            check_block(item, network, found)
-            found.append(network)
     names = tuple(item.name() for item in spec.items("namespaces"))
     pool = PodPool(
         meta.name,
-        tuple(found),
+        blocks_of(spec.require("ips").nonempty("address, range or CIDR"), _networks),
         for_namespaces=of_namespaces(names).namespaces if names else None,
         origin=meta.origin,
     )
